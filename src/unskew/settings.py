@@ -21,8 +21,6 @@ from typing_extensions import override
 
 from unskew.features.errors import DefinitionError, RequestError
 from unskew.features.local import local_path
-from unskew.features.time import duration_us as _duration_us
-from unskew.features.time import instant_us as _instant_us
 from unskew.sinks.objects import ObjectPath, table_path
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -80,8 +78,11 @@ def together(*options: _Decorator[Any]) -> _Decorator[Any]:
 
 def duration_us(option: str, text: str) -> int:
     """Return the microseconds of a duration that an option gives. Raises ``RequestError`` with the option's name."""
+    # It imports numpy, for which no help and no completion should wait.
+    from unskew.features.time import duration_us as of  # noqa: PLC0415
+
     try:
-        return _duration_us(text)
+        return of(text)
     except DefinitionError as error:
         raise RequestError(f"{option}: {error}") from error
 
@@ -90,8 +91,10 @@ def instant_us(option: str, text: str | None) -> int | None:
     """Return the instant that an option gives, in microseconds; None if it was left out. Raises ``RequestError``."""
     if text is None:
         return None
+    from unskew.features.time import instant_us as of  # noqa: PLC0415
+
     try:
-        return _instant_us(text)
+        return of(text)
     except (DefinitionError, ValueError) as error:
         raise RequestError(
             f"{option} {text}: {error}; give an instant with its offset, for example 2026-01-31T00:00:00Z"
@@ -197,6 +200,9 @@ registry = _option(
 )
 
 
+#: ``as_json: bool``, for what lists or shows something.
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
 #: ``models: Path | None``.
 models = click.option(
     "--models", type=LocalPath(), metavar="FOLDER", help="Folder of training sets, whose manifests are models."
@@ -276,6 +282,33 @@ states = click.option(
     type=_A_PATH,
     help="Folder of the recovery store; give those of all processes that write to the same log.",
 )
+
+#: ``shards: int``.
+shards = click.option(
+    "--shards",
+    type=click.IntRange(1, 1024),
+    default=1,
+    show_default=True,
+    help="Number of hash shards of each view; fixed for as long as the state lives.",
+)
+
+#: ``partitions: str | None``; ``partitions_of`` reads it.
+partitions = click.option(
+    "--partitions",
+    metavar="N,N,...",
+    help="Read only these partitions, always the same for one --state; other processes read the others.",
+)
+
+
+def partitions_of(text: str | None) -> tuple[int, ...] | None:
+    """Return the partitions that --partitions gives; None if it was left out. Raises ``RequestError``."""
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
+        raise RequestError(f"--partitions {text!r}: give the numbers of partitions, each once, for example 0,1")
+    return tuple(sorted(map(int, parts)))
+
 
 #: ``cluster: str | None``; ``cluster_of`` reads it.
 cluster = click.option(

@@ -1,4 +1,5 @@
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -65,11 +66,64 @@ def test_check_prints_every_fault_and_no_traceback(purchases):
 
     assert result.exit_code == 1
     assert result.stdout == ""
+    lines = [
+        number
+        for number, line in enumerate(purchases.read_text().splitlines(), 1)
+        if line.lstrip().startswith("Feature(")
+    ]
+    said = "value: the stream has no column 'amont'; did you mean 'amount'?"
     assert result.stderr.splitlines() == [
-        "error: user_purchases.spend_30d: value: the stream has no column 'amont'; did you mean 'amount'?",
-        "error: user_purchases.avg_amount_today: value: the stream has no column 'amont'; did you mean 'amount'?",
+        f"error: {purchases}:{lines[1]}: user_purchases.spend_30d: {said}",
+        f"error: {purchases}:{lines[2]}: user_purchases.avg_amount_today: {said}",
         "2 faults",
     ]
+    found = unskew("check", purchases, "--json")
+    assert found.exit_code == 1
+    assert [(one["file"], one["line"]) for one in json.loads(found.stdout)["faults"]] == [
+        (str(purchases), lines[1]),
+        (str(purchases), lines[2]),
+    ]
+
+
+def test_check_warns_of_a_value_that_an_enum_does_not_have_and_succeeds(purchases):
+    purchases.write_text(PYTHON.replace("status = 'completed'", "status = 'complete'"))
+    shown, found = unskew("check", purchases), unskew("check", purchases, "--json")
+
+    assert (shown.exit_code, found.exit_code) == (0, 0)
+    assert "status is compared with 'complete', which its enum does not have; did you mean 'completed'?" in shown.stderr
+    (view,) = json.loads(found.stdout)["views"]
+    assert (view["id"], view["features"], view["serves"]) == ("user_purchases@1", 3, True)
+    assert any(one["line"] for one in json.loads(found.stdout)["warnings"] if "complete'" in one["text"])
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script_that_asks_unskew(shell):
+    script = unskew("completion", shell).stdout
+
+    assert f"_UNSKEW_COMPLETE={shell}_complete" in script
+    assert "_unskew_completion" in script
+
+
+@pytest.mark.parametrize(("typed", "found"), [("ret", {"retain"}), ("log st", {"stats"}), ("get --js", {"--json"})])
+def test_commands_and_options_are_completed_and_completing_commands_imports_none(typed, found):
+    words = f"unskew {typed}"
+    code = (
+        "import sys\nfrom unskew.cli import main\nimport atexit\n"
+        "atexit.register(lambda: print('imported', 'unskew.cli.get' in sys.modules, 'numpy' in sys.modules))\n"
+        "main(prog_name='unskew')"
+    )
+    more = {"_UNSKEW_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    shown = subprocess.run(
+        [sys.executable, "-c", code],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **more},  # noqa: TID251
+    )
+
+    *lines, imported = shown.stdout.splitlines()
+    assert {line.partition(",")[2] for line in lines} == found
+    assert imported == "imported False False" or " " in typed
 
 
 def test_describe_shows_views_entities_windows_hops_and_owners(purchases):

@@ -37,6 +37,7 @@ VALID: dict[tuple[str, ...], tuple[str, ...]] = {
     ("registry", "log"): ("--log", "folder/log"),
     ("registry", "show"): ("--log", "folder/log"),
     ("registry", "diff"): ("1", "2", "--log", "folder/log"),
+    ("doctor",): ("--bootstrap-servers", "127.0.0.1:1", *AWAY),
     ("run",): RUN[1:],
     ("produce",): ("page_views", "events.jsonl", *DEFINED, "--bootstrap-servers", "127.0.0.1:1"),
     ("lineage",): (VIEW, *DEFINED),
@@ -79,6 +80,7 @@ VALID: dict[tuple[str, ...], tuple[str, ...]] = {
     ),
     ("monitor",): ("--log", "folder", "--once"),
     ("baseline",): (VIEW, "--log", "folder", "-o", "out.json"),
+    ("completion",): ("bash",),
     ("audit",): (*DEFINED, "--log", "folder", "--archive", "folder", *AWAY),
 }
 # An empty text is a topic or a reason that no letter has.
@@ -122,6 +124,26 @@ def _places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_command_has_a_valid_start_here() -> None:
     assert set(VALID) == {path for path, _ in commands()}
+
+
+LISTING = {("log", "head"), ("log", "tail"), ("registry", "log"), ("dead-letters", "list")}
+SHOWING = {("check",), ("describe",), ("plan",), ("doctor",), ("lineage",), ("search",), ("get",), ("value",)} | {
+    *(("registry", "show"), ("registry", "diff"), ("log", "stats"), ("dead-letters", "show")),
+    *(("diff",), ("monitor",), ("audit",)),
+}
+
+
+def test_what_lists_takes_json_and_a_number_of_rows_is_called_alike_everywhere() -> None:
+    options = {
+        path: {opt: option for option in command.params if isinstance(option, click.Option) for opt in option.opts}
+        for path, command in commands()
+    }
+
+    assert {path for path, known in options.items() if "--json" in known} == LISTING | SHOWING
+    assert {path for path in LISTING if "-n" not in options[path]} == set()
+    assert {
+        path for path, known in options.items() if "-n" in known and known["-n"] is not known.get("--rows")
+    } == set()
 
 
 @pytest.mark.parametrize("path", [(), *VALID], ids=" ".join)

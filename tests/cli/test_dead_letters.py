@@ -115,6 +115,11 @@ def test_letters_are_seen_mended_sent_and_counted_once(scene: Scene, tmp_path: P
     assert (f"{topic}/0/2" in only, f"{topic}/0/1" in only) == (True, False)
     assert "no such" in scene.call("list", "--until", "2001-01-01").output
 
+    found = json.loads(scene.call("list", "-n", "1", "--json").stdout)
+    assert (found["n_letters"], len(found["letters"]), sum(one["letters"] for one in found["counts"])) == (4, 1, 4)
+    assert json.loads(scene.call("list", "--until", "2001-01-01", "--json").stdout)["letters"] == []
+    assert [one["offset"] for one in json.loads(scene.call("show", f"{topic}/0/1", "--json").stdout)] == [1]
+
     shown = scene.call("show", f"{topic}/0/1")
     assert CUT.hex(" ") in shown.output
     assert "header trace" in shown.output

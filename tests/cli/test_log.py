@@ -1,5 +1,6 @@
 """``unskew log head`` and ``unskew log tail``: the rows at both ends of a log, and those of one entity."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,18 @@ def test_the_last_rows_are_the_ends_of_all_rows(log: Path) -> None:
     assert lines(log, "tail", VIEW, "-n", "7") == everything[-7:]
     assert lines(log, "tail", VIEW, "-n", "1000") == everything
     assert len(lines(log, "tail", VIEW)) == 10
+
+
+def test_rows_and_figures_are_one_json_document_too(log: Path) -> None:
+    shown = json.loads(call(log, "tail", VIEW, "-n", "2", "--json").stdout)
+    figures = json.loads(call(log, "stats", VIEW, "--json").stdout)
+
+    assert shown["view"] == "counts@1"
+    assert [row["available_at"] for row in shown["rows"]] == [
+        f"2017-01-01T12:00:{second}.000000+00:00" for second in (58, 59)
+    ]
+    assert json.loads(call(log, "tail", VIEW, "--entity", "nobody", "--json").stdout)["rows"] == []
+    assert (figures["rows"], figures["entities"], figures["view"]) == (N, 3, "counts@1")
 
 
 def test_the_last_rows_of_an_entity_are_its_own(log: Path) -> None:

@@ -2,13 +2,16 @@
 
 import importlib
 import traceback
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from unskew.features.errors import DefinitionError, UnskewError
 from unskew.features.extras import PIPELINE, lacking_of
 from unskew.features.nearest import nearest
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 INTERRUPTED = 130
 
@@ -33,6 +36,7 @@ COMMANDS = {
     "promote": _Place("unskew.cli.promote", "promote", "Let another version of a view serve, at once."),
     "rollback": _Place("unskew.cli.promote", "rollback", "Apply again what an earlier revision had."),
     "registry": _Place("unskew.cli.registry", "registry", "Look into the record of what was applied."),
+    "doctor": _Place("unskew.cli.doctor", "doctor", "Say what is wrong with a deployment before it runs."),
     "run": _Place("unskew.cli.run", "run", "Run the pipeline: Kafka to Redis and the Parquet log."),
     "produce": _Place("unskew.cli.produce", "produce", "Send events to a topic, from a file or made up."),
     "lineage": _Place("unskew.cli.lineage", "lineage", "Show what a feature comes from, and what depends on it."),
@@ -62,6 +66,7 @@ COMMANDS = {
     "warm": _Place("unskew.cli.warm", "warm", "Compile everything now, for an image."),
     "monitor": _Place("unskew.cli.monitor", "monitor", "Watch values, freshness and what was served, from the log."),
     "baseline": _Place("unskew.cli.baseline", "baseline", "Keep a view's population, to compare later ones with."),
+    "completion": _Place("unskew.cli.completion", "completion", "Let a shell complete commands and options."),
     "audit": _Place("unskew.cli.audit", "audit", "Check that the log, Redis and a recount agree."),
 }
 _EXTRAS = {"catalog": "serve", "demo": "demo", "dev": "demo", "serve": "serve", "train": "training", "ui": "demo"}
@@ -106,6 +111,13 @@ class _Commands(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
         with formatter.section("Commands"):
             formatter.write_dl([(name, place.summary) for name, place in COMMANDS.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list["CompletionItem"]:
+        from click.shell_completion import CompletionItem
+
+        # Click's own way imports every command, to see whether it is hidden.
+        names = [CompletionItem(name, help=at.summary) for name, at in COMMANDS.items() if name.startswith(incomplete)]
+        return [*names, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def invoke(self, ctx: click.Context) -> Any:
         from unskew.cli.screen import escape_log_lines

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from unskew import settings
-from unskew.cli.screen import Screen, say
+from unskew.cli.screen import Screen, say, say_json
 
 if TYPE_CHECKING:
     import polars as pl
@@ -57,12 +57,15 @@ def _filters(command: _Command) -> _Command:
 @_filters
 @click.option(
     "-n",
+    "--rows",
     "--limit",
+    "limit",
     default=50,
     show_default=True,
     type=click.IntRange(0),
-    help="Number of latest letters to show; 0 shows only the counts.",
+    help="Number of latest letters to show; 0 shows only the counts. --limit is the same.",
 )
+@settings.as_json
 def list_(
     dead_letters: Path | None,
     archive: Path | None,
@@ -71,6 +74,7 @@ def list_(
     since: str | None,
     until: str | None,
     limit: int,
+    as_json: bool,
 ) -> None:
     """List letters, each record once, and count them by topic and kind.
 
@@ -81,16 +85,24 @@ def list_(
     """
     from rich.table import Table
 
-    from unskew.features.showing import shown
+    from unskew.features.showing import plain, shown
     from unskew.offline.dead_letters import find
     from unskew.pipelines.replay import REPLAYED, fates
 
     root = _root(dead_letters, archive)
     found = find(root, _wanted(topics, reason, since, until))
+    sent = fates(root / REPLAYED)
+    counts = found.group_by("topic", "kind").len().sort("topic", "len", "kind", descending=[False, True, False])
+    if as_json:
+        rows = [{name: plain(value) for name, value in row.items()} for row in found.tail(limit).iter_rows(named=True)]
+        for row in rows:
+            row["replayed"] = sent.get(f"{row['topic']}/{row['partition']}/{row['offset']}")
+        by_kind = [{"topic": topic, "kind": kind, "letters": n} for topic, kind, n in counts.iter_rows()]
+        say_json({"n_letters": found.height, "counts": by_kind, "letters": rows}, indent=2)
+        return
     if found.is_empty():
         say("there are no such dead letters")
         return
-    sent = fates(root / REPLAYED)
     table = Table(header_style="bold")
     for name in ("topic/partition/offset", "arrival", "view", "kind", "bytes", "replayed", "reason"):
         table.add_column(name, justify="right" if name == "bytes" else "left", overflow="fold")
@@ -106,16 +118,15 @@ def list_(
             "; ".join(row["reasons"]),
         )
         table.add_row(*cells)
-    counts = found.group_by("topic", "kind").len().sort("topic", "len", "kind", descending=[False, True, False])
-    by_kind = Table(title=f"{found.height:,} letters", title_justify="left", header_style="bold")
+    totals = Table(title=f"{found.height:,} letters", title_justify="left", header_style="bold")
     for name in ("topic", "kind", "letters"):
-        by_kind.add_column(name, justify="right" if name == "letters" else "left")
+        totals.add_column(name, justify="right" if name == "letters" else "left")
     for topic, kind, n_letters in counts.iter_rows():
-        by_kind.add_row(topic, shown(kind), f"{n_letters:,}")
+        totals.add_row(topic, shown(kind), f"{n_letters:,}")
     console = Screen(width=400)
     if limit:
         console.print(table)
-    console.print(by_kind)
+    console.print(totals)
 
 
 @dead_letters.command(short_help="Show whole letters, or write them to a file to be mended.")
@@ -131,6 +142,7 @@ def list_(
     type=settings.LocalPath(),
     help="Write the letters to this file, one JSON object per line, to be mended.",
 )
+@settings.as_json
 def show(
     places: tuple[str, ...],
     dead_letters: Path | None,
@@ -142,6 +154,7 @@ def show(
     definitions: tuple[Path, ...],
     schema_registry: str | None,
     output: Path | None,
+    as_json: bool,
 ) -> None:
     """Show whole letters: key, value, headers, reason; or write them to a file, to be mended and replayed.
 
@@ -155,7 +168,8 @@ def show(
             --definitions definitions/
     """
     from unskew.features.errors import RequestError
-    from unskew.offline.dead_letters import as_json, find, letters
+    from unskew.offline.dead_letters import as_json as json_of
+    from unskew.offline.dead_letters import find, letters
 
     if not places and output is None:
         raise RequestError(
@@ -169,10 +183,13 @@ def show(
         try:
             with output.open("x", encoding="utf-8") as file:
                 for letter in letters(root, found):
-                    file.write(as_json(letter, _decoded(checks, letter)) + "\n")
+                    file.write(json_of(letter, _decoded(checks, letter)) + "\n")
         except OSError as error:
             raise RequestError(f"{output}: {error.strerror}; name another file") from error
         say(f"{found.height} letters written to {output}")
+        return
+    if as_json:
+        say(f"[{', '.join(json_of(letter, _decoded(checks, letter)) for letter in letters(root, found))}]")
         return
     for letter in letters(root, found):
         _print(letter, _decoded(checks, letter))

@@ -1,7 +1,7 @@
 """``unskew check`` and ``unskew describe``: look at definitions without running a pipeline."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -10,14 +10,23 @@ from unskew import settings
 from unskew.cli.screen import Screen, say, say_json
 
 if TYPE_CHECKING:
-    from unskew.features.plan import ViewPlan
+    from unskew.features.plan import Plan, ViewPlan
     from unskew.features.versions import Versions
 
 
 @click.command()
 @settings.definition_paths
-def check(paths: tuple[Path, ...]) -> None:
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print one JSON object: what there is, and faults and warnings with file and line.",
+)
+def check(paths: tuple[Path, ...], as_json: bool) -> None:
     """Compile definitions: print a line for each view, on-demand name and service, or every fault and exit with 1.
+
+    A fault is printed with the file and the line of what is wrong. Warnings, such as a comparison with a value that an
+    enum does not have, do not change the exit status.
 
     PATH is a Python or YAML file, or a folder of them. Python files are executed. Without PATH, the command reads
     UNSKEW_DEFINITIONS.
@@ -26,9 +35,22 @@ def check(paths: tuple[Path, ...]) -> None:
     Example:
         unskew check examples/complete_journey
     """
-    from unskew.features.definitions.load import NAMED, load
+    from unskew.features.definitions.enums import never_equal
+    from unskew.features.definitions.load import NAMED, load, with_places
+    from unskew.features.definitions.places import taken_apart
+    from unskew.features.errors import DefinitionError
 
-    plan = load(*paths)
+    try:
+        plan = load(*paths)
+    except DefinitionError as error:
+        if not as_json:
+            raise
+        say_json({"faults": [taken_apart(fault) for fault in error.faults], "warnings": []}, indent=2)
+        click.get_current_context().exit(1)
+    warnings = with_places([*_without_settle(plan), *never_equal(plan)], paths)
+    if as_json:
+        say_json({"faults": [], "warnings": [taken_apart(one) for one in warnings], **_listed(plan)}, indent=2)
+        return
     ids = [*(view.id for view in plan.views.values()), *(one.id for one in plan.on_demand.values())]
     width = max(map(len, [*ids, *plan.services]), default=0)
     for view in plan.views.values():
@@ -41,16 +63,42 @@ def check(paths: tuple[Path, ...]) -> None:
         say(f"ok  {one.id:<{width}}  {_counted(len(one.features))}  on demand  {one.fingerprint[:16]}")
     for service in plan.services.values():
         say(f"ok  {service.name:<{width}}  {_counted(len(service.features))}  service")
-    for stream in {view.stream.name: view.stream for view in plan.views.values()}.values():
-        if stream.table is None and stream.settle_us is None:
-            say(
-                f"warning: stream {stream.name} has no settle, so unskew run refuses its topic unless the broker stamps the "
-                'records (LogAppendTime); give one, as in settle="2s"',
-                err=True,
-            )
+    for warning in warnings:
+        say(f"warning: {warning}", err=True)
     if not plan.views:
         streams = f"streams {', '.join(plan.streams)}" if plan.streams else "entities"
         say(f"ok, but there are no views, only {streams}; {NAMED}")
+
+
+def _without_settle(plan: "Plan") -> list[str]:
+    """Return what to say of streams that a live run may refuse."""
+    return [
+        f"stream {stream.name}: it has no settle, so unskew run refuses its topic unless the broker stamps the "
+        'records (LogAppendTime); give one, as in settle="2s"'
+        for stream in {view.stream.name: view.stream for view in plan.views.values()}.values()
+        if stream.table is None and stream.settle_us is None
+    ]
+
+
+def _listed(plan: "Plan") -> dict[str, Any]:
+    """Return what ``check`` prints of sound definitions, for JSON."""
+    return {
+        "views": [
+            {
+                "id": view.id,
+                "features": len(view.outputs),
+                "state": view.state_fingerprint,
+                "presentation": view.presentation_fingerprint,
+                "serves": view.serving,
+            }
+            for view in plan.views.values()
+        ],
+        "on_demand": [
+            {"id": one.id, "features": len(one.features), "fingerprint": one.fingerprint}
+            for one in plan.on_demand.values()
+        ],
+        "services": [{"name": service.name, "features": len(service.features)} for service in plan.services.values()],
+    }
 
 
 def _counted(n_features: int) -> str:

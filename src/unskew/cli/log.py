@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from unskew import settings
-from unskew.cli.screen import Screen, say, styled
+from unskew.cli.screen import Screen, say, say_json, styled
 
 if TYPE_CHECKING:
     import polars as pl
@@ -24,7 +24,8 @@ def log() -> None:
 @settings.some_definitions
 @settings.log
 @click.option("-n", "--rows", default=10, show_default=True, type=click.IntRange(1), help="Number of rows.")
-def head(view: str, definitions: tuple[Path, ...], log: Path, rows: int) -> None:
+@settings.as_json
+def head(view: str, definitions: tuple[Path, ...], log: Path, rows: int, as_json: bool) -> None:
     """Show the first rows of VIEW by the instant from which they were valid; VIEW@VERSION is one of several versions.
 
     Without definitions, the log says itself how it is read.
@@ -34,7 +35,8 @@ def head(view: str, definitions: tuple[Path, ...], log: Path, rows: int) -> None
         unskew log head household_purchases --log data/log \\
             --definitions examples/complete_journey
     """
-    _show(view, _open(view, definitions, log).head(rows))
+    opened = _open(view, definitions, log)
+    _show(opened, view, opened.head(rows), as_json=as_json)
 
 
 @log.command(short_help="Show the last rows of VIEW, or of one entity.")
@@ -49,7 +51,10 @@ def head(view: str, definitions: tuple[Path, ...], log: Path, rows: int) -> None
     multiple=True,
     help="Rows of one entity alone; for an entity with several key columns once for each, in their order.",
 )
-def tail(view: str, definitions: tuple[Path, ...], log: Path, rows: int, entity: tuple[str, ...]) -> None:
+@settings.as_json
+def tail(
+    view: str, definitions: tuple[Path, ...], log: Path, rows: int, entity: tuple[str, ...], as_json: bool
+) -> None:
     """Show the last rows of VIEW by the instant from which they were valid; VIEW@VERSION is one of several versions.
 
     Without definitions, the log says itself how it is read.
@@ -61,7 +66,7 @@ def tail(view: str, definitions: tuple[Path, ...], log: Path, rows: int, entity:
     """
     opened = _open(view, definitions, log)
     if not entity:
-        _show(view, opened.tail(rows))
+        _show(opened, view, opened.tail(rows), as_json=as_json)
         return
     from unskew.features.keys import OneEntity
     from unskew.offline.bar import shown
@@ -72,17 +77,18 @@ def tail(view: str, definitions: tuple[Path, ...], log: Path, rows: int, entity:
     key = [int(part) if kind == "int64" else part for part, kind in zip(parts, kinds, strict=True)]
     with shown(progress=False) as report:
         found = entity_history(opened, key, report).frame
-    if found.is_empty():
+    if found.is_empty() and not as_json:
         say(f"the log of {view} has no rows of {opened.view.entity.name} {' '.join(entity)}")
     else:
-        _show(view, found.tail(rows))
+        _show(opened, view, found.tail(rows), as_json=as_json)
 
 
 @log.command(short_help="Count rows and files of VIEW's log, and show its coverage.")
 @click.argument("view")
 @settings.some_definitions
 @settings.log
-def stats(view: str, definitions: tuple[Path, ...], log: Path) -> None:
+@settings.as_json
+def stats(view: str, definitions: tuple[Path, ...], log: Path, as_json: bool) -> None:
     """Count rows, entities, files and bytes of VIEW's log, and show its coverage and late events.
 
     VIEW@VERSION is one of several versions. Without definitions, the log says itself how it is read.
@@ -95,9 +101,15 @@ def stats(view: str, definitions: tuple[Path, ...], log: Path) -> None:
     from rich.table import Table
 
     from unskew.cli.live import late_table
+    from unskew.features.ledger import written
+    from unskew.features.showing import plain
 
     opened = _open(view, definitions, log)
     found = opened.stats()
+    if as_json:
+        figures = {name: plain(value) for name, value in vars(found).items() if name != "ledger"}
+        say_json({"view": opened.view.id, **figures, "late": written(found.ledger)}, indent=2)
+        return
     table = Table(show_header=False)
     causes = ", ".join(f"{cause} {n:,}" for cause, n in found.causes.items())
     for name, text in (
@@ -120,12 +132,16 @@ def stats(view: str, definitions: tuple[Path, ...], log: Path) -> None:
         console.print(late_table(opened.view, found.ledger))
 
 
-def _show(view: str, frame: "pl.DataFrame") -> None:
-    """Print rows of a log."""
+def _show(opened: "ViewLog", view: str, frame: "pl.DataFrame", *, as_json: bool) -> None:
+    """Print rows of a log. ``view``: what was asked for."""
     from rich.table import Table
 
-    from unskew.features.showing import shown
+    from unskew.features.showing import plain, shown
 
+    if as_json:
+        rows = [{name: plain(value) for name, value in row.items()} for row in frame.iter_rows(named=True)]
+        say_json({"view": opened.view.id, "rows": rows}, indent=2)
+        return
     if frame.is_empty():
         say(f"the log of {view} has no rows yet")
         return

@@ -11,8 +11,6 @@ from unskew.cli.screen import say, say_json
 if TYPE_CHECKING:
     from unskew.sinks.record import Record
 
-_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-
 
 @click.group()
 def registry() -> None:
@@ -22,8 +20,17 @@ def registry() -> None:
 @registry.command("log", short_help="List the revisions, the last one first.")
 @settings.optional_log
 @settings.registry
-@click.option("-n", "--revisions", default=20, show_default=True, type=click.IntRange(1), help="Number of revisions.")
-@_as_json
+@click.option(
+    "-n",
+    "--rows",
+    "--revisions",
+    "revisions",
+    default=20,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Number of revisions. --revisions is the same.",
+)
+@settings.as_json
 def log_(log: Path | None, registry: Path | None, revisions: int, as_json: bool) -> None:
     """List the revisions, the last one first.
 
@@ -36,11 +43,11 @@ def log_(log: Path | None, registry: Path | None, revisions: int, as_json: bool)
     record = _record(registry, log)
     if not record.numbers():
         say(f"nothing was applied yet to {record.root}", err=True)
-    for number in reversed(record.numbers()[-revisions:]):
-        one = record.read(number)
-        if as_json:
-            say_json({key: value for key, value in described(one).items() if key != "content"})
-            continue
+    found = [record.read(number) for number in reversed(record.numbers()[-revisions:])]
+    if as_json:
+        say_json([{key: value for key, value in described(one).items() if key != "content"} for one in found], indent=2)
+        return
+    for one in found:
         commit = "" if one.git is None else f"  {one.git.commit[:12]}{' (changed)' if one.git.changed else ''}"
         said = f"  {one.message}" if one.message else ""
         say(f"{one.number}  {one.at:%Y-%m-%d %H:%M:%S}Z  {one.by}  {one.command}{commit}{said}")
@@ -52,7 +59,7 @@ def log_(log: Path | None, registry: Path | None, revisions: int, as_json: bool)
 @click.argument("revision", metavar="[REVISION]", type=click.IntRange(1), required=False)
 @settings.optional_log
 @settings.registry
-@_as_json
+@settings.as_json
 def show(revision: int | None, log: Path | None, registry: Path | None, as_json: bool) -> None:
     """Show one revision, the last one without REVISION: its streams, its views, which of them serve, and its services.
 
@@ -101,7 +108,7 @@ def show(revision: int | None, log: Path | None, registry: Path | None, as_json:
 @click.argument("after", metavar="REVISION", type=click.IntRange(1))
 @settings.optional_log
 @settings.registry
-@_as_json
+@settings.as_json
 def diff(before: int, after: int, log: Path | None, registry: Path | None, as_json: bool) -> None:
     """Show what the second REVISION changes of the first one, object by object and field by field.
 

@@ -60,18 +60,8 @@ if TYPE_CHECKING:
     show_default=True,
     help="Where to begin if there is no saved state.",
 )
-@click.option(
-    "--shards",
-    type=click.IntRange(1, 1024),
-    default=1,
-    show_default=True,
-    help="Number of hash shards of each view; fixed for as long as the state lives.",
-)
-@click.option(
-    "--partitions",
-    metavar="N,N,...",
-    help="Read only these partitions, always the same for one --state; other processes read the others.",
-)
+@settings.shards
+@settings.partitions
 @settings.cluster
 @settings.process
 @click.option(
@@ -179,7 +169,7 @@ def run(
             prefix=prefix,
             pipeline=pipeline,
             n_hashes=shards,
-            partitions=_partitions(partitions),
+            partitions=settings.partitions_of(partitions),
             cluster=settings.cluster_of(cluster, process),
             process=process,
             metrics=None if metrics is None else settings.address("--metrics", metrics),
@@ -256,15 +246,6 @@ def without_panics() -> Iterator[None]:
             if not ours:
                 held.seek(0)
                 say_lines(held.read().decode(errors="replace").removesuffix("\n"))
-
-
-def _partitions(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
-        raise RequestError(f"--partitions {text!r}: give the numbers of partitions, each once, for example 0,1")
-    return tuple(sorted(map(int, parts)))
 
 
 def _ends(end: str | None) -> dict[str, dict[int, int]] | Literal["now"] | None:

@@ -380,6 +380,44 @@ class Leases:
                     lease.renew()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """A lease that a process holds, or may hold on another machine. ``owner``: its name, for people.
+
+    ``writers``: the names that it writes. ``age_s``: for how long it has not been renewed, by the clock of this host.
+    """
+
+    owner: str
+    writers: frozenset[str]
+    age_s: float
+
+
+def held(root: Path, now_s: Callable[[], float] = time.time) -> list[Held]:
+    """Return the leases on a folder, and change nothing. Raises ``StoreUnavailable`` if they cannot be read.
+
+    A lease of another machine is left out once it has not been renewed for ``STALE_S``.
+    """
+    found = []
+    try:
+        folder = root / LEASES
+        if not folder.is_dir():
+            return []
+        with _alone(folder):
+            for path in sorted(folder.glob("*.json")):
+                with contextlib.suppress(FileNotFoundError), path.open("rb", buffering=0) as file:
+                    is_locked, content = _is_locked(file), _read(file)
+                    if content is None:
+                        continue
+                    age_s = max(0.0, now_s() - float(content["renewed_at"]))
+                    if is_locked or (content["machine"] != _machine() and age_s < STALE_S):
+                        found.append(Held(owner=content["owner"], writers=frozenset(content["writers"]), age_s=age_s))
+    except OSError as error:
+        raise StoreUnavailable(
+            f"{root}: its leases cannot be read ({error.strerror}); correct its permissions"
+        ) from error
+    return found
+
+
 @contextlib.contextmanager
 def locked(path: ObjectPath, *, stale_s: float = STALE_S) -> Iterator[Callable[[], None] | None]:
     """Lock the object at ``path`` for the body; yield what raises if the lock was lost, None if another process has it.

@@ -76,6 +76,14 @@ def compile(*definitions: Definition | Iterable[Definition]) -> Plan:  # noqa: A
     need not be given separately.
     Raises one ``DefinitionError`` with every fault found; each says what is wrong, where, and what to do.
     """
+    return compiled(definitions)
+
+
+def compiled(definitions: Iterable[Any], *, complete: bool = True) -> Plan:
+    """Compile as ``compile`` does. ``complete``: false if other definitions could not be read.
+
+    Then names that are not found, which may be theirs, are no faults.
+    """
     faults: list[str] = []
     entities, streams, sessions, views, on_demand, services = _sorted(definitions, faults)
     stream_plans: dict[str, StreamPlan] = {}
@@ -96,7 +104,9 @@ def compile(*definitions: Definition | Iterable[Definition]) -> Plan:  # noqa: A
     for beside in _by_name(views).values():
         faults += _unclear_serving(beside)
         for view in beside:
-            compiler = _ViewCompiler(view, entities, streams, sessions, stream_plans, faults, alone=len(beside) == 1)
+            compiler = _ViewCompiler(
+                view, entities, streams, sessions, stream_plans, faults, alone=len(beside) == 1, complete=complete
+            )
             plan = _without_surprise(f"view {compiler.name}", compiler.plan, faults)
             if plan is not None:
                 view_plans.append(plan)
@@ -110,12 +120,14 @@ def compile(*definitions: Definition | Iterable[Definition]) -> Plan:  # noqa: A
         faults += text_faults(f"service {name}", service)
     if faults:
         raise DefinitionError(list(dict.fromkeys(faults)))
-    compiled = Plan(streams=stream_plans, views=Versions(view_plans))
+    found = Plan(streams=stream_plans, views=Versions(view_plans))
     # What these read can only be looked up when every view is right.
-    known = compiled.published
+    known = found.published
+    if not complete:
+        return found
     demanded = _each("on-demand", {name: partial(plan_on_demand, one, known) for name, one in on_demand.items()})
     return replace(
-        compiled,
+        found,
         on_demand=demanded,
         services=_each(
             "service", {name: partial(pinned, service, known, demanded) for name, service in services.items()}
@@ -317,7 +329,8 @@ def _session_columns(sessions: ViewPlan) -> dict[str, pl.DataType]:
 class _ViewCompiler:
     """The compiler of one version of a view: it resolves the entity and the stream, and collects the faults.
 
-    ``alone``: whether there is no other version. ``name``: names the view in messages.
+    ``alone``: whether there is no other version. ``complete``: false if a stream or an entity may be defined where
+    nothing could be read. ``name``: names the view in messages.
     """
 
     def __init__(
@@ -330,7 +343,9 @@ class _ViewCompiler:
         faults: list[str],
         *,
         alone: bool = True,
+        complete: bool = True,
     ) -> None:
+        self._complete = complete
         self._view = view
         self._alone = alone
         self.name = view.name if alone else f"{view.name}@{shown(view.version)}"
@@ -527,6 +542,8 @@ class _ViewCompiler:
         ]
         matches = [s.name for s in self._streams.values() if wanted == s.name]
         matches = matches or [s.name for s in self._streams.values() if wanted in (column_names(s.aliases) or ())]
+        if not matches and not self._complete:
+            return None
         if not matches:
             self._fault(self.name, f"no stream is called {wanted!r}; {did_you_mean(str(wanted), names)}")
             return None
@@ -547,6 +564,8 @@ class _ViewCompiler:
         if by_key:
             names = ", ".join(entity.name for entity in by_key)
             self._fault(self.name, f"{wanted!r} is the key of several entities ({names}); name one")
+            return None
+        if not self._complete:
             return None
         keys = [key for entity in self._entities.values() for key in column_names(entity.key) or ()]
         self._fault(

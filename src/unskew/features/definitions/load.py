@@ -8,16 +8,19 @@ import contextlib
 import importlib
 import importlib.util
 import os
+import re
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import yaml
 
-from unskew.features.definitions.compile import compile  # noqa: A004 - the word that users know
+from unskew.features.definitions.compile import compiled
 from unskew.features.definitions.documents import definition_of
+from unskew.features.definitions.places import document_parts, line_of, located, names_of
 from unskew.features.definitions.schemas import read_schema
 from unskew.features.definitions.streams import is_known_format
 from unskew.features.definitions.vocabulary import Definition, FeatureView, Sessions, Stream, Table
@@ -38,9 +41,26 @@ _MOST_YAML_BYTES = 4 * MAX_CHARACTERS
 def load(*paths: str | Path) -> Plan:
     """Read definition files, or all files in folders, and compile them.
 
-    Raises one ``DefinitionError`` with all faults; if a file cannot be read, only with the faults of reading.
+    Raises one ``DefinitionError`` with all faults, each with its file and, if the file shows it, its line. If
+    something cannot be read, what was read is compiled all the same, and only names that may be in the rest are passed
+    over.
     """
-    return compile(*load_definitions(paths))
+    faults: list[str] = []
+    found = list(_read(paths, faults))
+    try:
+        plan = compiled([definition for _, definition in found], complete=not faults)
+        if not faults:
+            return plan
+    except DefinitionError as error:
+        homes = {name: path for path, definition in reversed(found) for name in names_of(definition)}
+        files = dict.fromkeys(path for path, _ in found)
+        faults += located(error.faults, files, homes)
+    raise DefinitionError(faults)
+
+
+def with_places(said: Iterable[str], paths: Iterable[str | Path]) -> list[str]:
+    """Return texts about definitions that could be loaded, each with its file and line, as far as a file shows it."""
+    return located(said, (path for path, _ in _files(paths, [])), {})
 
 
 def load_definitions(paths: Iterable[str | Path]) -> list[Definition]:
@@ -48,29 +68,36 @@ def load_definitions(paths: Iterable[str | Path]) -> list[Definition]:
 
     The definition files of a folder are the ``.py``, ``.yaml`` and ``.yml`` files in it and below it. Names that begin
     with ``_`` or a dot are left out, and so are virtual environments. Schemas are read; their paths are relative to the
-    folder of the definition file. Python files are run, and may import their neighbours and what lies in the given
-    folder: load only your own.
+    folder of the definition file. Where one cannot be read, its path stays, and compiling reports it. Python files are
+    run, and may import their neighbours and what lies in the given folder: load only your own.
     Raises one ``DefinitionError`` with the faults of all files.
     """
     faults: list[str] = []
-    definitions: list[Definition] = []
-    paths = list(paths)
+    definitions = [definition for _, definition in _read(list(paths), faults)]
+    if faults:
+        raise DefinitionError(faults)
+    return definitions
+
+
+def _read(paths: Sequence[str | Path], faults: list[str]) -> Iterator[tuple[Path, Definition]]:
+    """Yield each definition with its file; add what cannot be read to ``faults``."""
     if not paths:
         raise DefinitionError("no definition files were given; give a Python or YAML file, or a folder of them")
+    is_empty = True
     for path, root in _files(paths, faults):
         try:
             _check_size(path)
-            found = _from_python(path, root) if path.suffix == ".py" else _from_yaml(path)
-            definitions += [_with_schema(each, path) for each in found]
+            found = _from_python(path, root) if path.suffix == ".py" else _from_yaml(path, faults)
         except DefinitionError as error:
             faults += error.faults
-    if faults:
-        raise DefinitionError(faults)
-    if not definitions:
+            continue
+        for each in found:
+            is_empty = False
+            yield path, _with_schema(each, path)
+    if is_empty and not faults:
         raise DefinitionError(
             f"{', '.join(map(str, paths))}: there are no definitions; write an Entity, a Stream and a FeatureView ({NAMED})"
         )
-    return definitions
 
 
 def _check_size(path: Path) -> None:
@@ -138,9 +165,16 @@ def _with_schema(definition: Definition, path: Path) -> Definition:
     if isinstance(definition, Table) or (isinstance(definition, Stream) and is_known_format(definition)):
         try:
             return msgspec.structs.replace(definition, schema=read_schema(definition.schema, path.parent))
-        except DefinitionError as error:
-            raise DefinitionError([f"{path}: stream {definition.name}: {fault}" for fault in error.faults]) from error
+        except DefinitionError:
+            # Compiling reads it again, and reports it with the other faults of the stream.
+            return msgspec.structs.replace(definition, schema=_schema_beside(definition.schema, path.parent))
     return definition
+
+
+def _schema_beside(schema: Any, folder: Path) -> Any:
+    """Return the path of a schema as seen from a folder; what is no path stays what it is."""
+    is_path = isinstance(schema, Path) or (isinstance(schema, str) and not schema.lstrip().startswith("{"))
+    return str(folder / schema) if is_path else schema
 
 
 def _beside(path: object, folder: Path) -> object:
@@ -203,25 +237,32 @@ def _place(path: Path, error: BaseException) -> str:
     return f"{path}:{lines[-1]}" if lines else str(path)
 
 
-def _from_yaml(path: Path) -> list[Definition]:
+def _from_yaml(path: Path, faults: list[str]) -> list[Definition]:
+    """Return the definitions of a YAML file; add what is wrong with the form of others to ``faults``."""
     try:
-        documents = read_documents(path.read_text("utf-8-sig"))
+        text = path.read_text("utf-8-sig")
+        documents = read_documents(text)
     except OSError as error:
         raise DefinitionError(f"{path}: it cannot be read: {error}") from error
     except UnicodeDecodeError as error:
         raise DefinitionError(f"{path}: it is not text in UTF-8 ({error}); give a YAML file") from error
     except yaml.YAMLError as error:
-        raise DefinitionError(f"{path}: it is not YAML: {' '.join(str(error).split())}") from error
-    faults: list[str] = []
+        mark = getattr(error, "problem_mark", None)
+        place = str(path) if mark is None else f"{path}:{mark.line + 1}"
+        raise DefinitionError(f"{place}: it is not YAML: {' '.join(str(error).split())}") from error
     definitions: list[Definition] = []
-    for number, document in enumerate(documents, start=1):
+    for number, document in enumerate(documents):
         if document is None:
             continue
-        place = f"{path}: document {number}" if len(documents) > 1 else str(path)
         try:
             definitions.append(definition_of(document))
         except DefinitionError as error:
-            faults += [f"{place}: {fault}" for fault in error.faults]
-    if faults:
-        raise DefinitionError(faults)
+            part = document_parts(text)[number]
+            faults += [f"{path}:{line_of(part, _after_name(document, fault))}: {fault}" for fault in error.faults]
     return definitions
+
+
+def _after_name(document: Any, fault: str) -> str:
+    """Return what follows the name of the definition in a fault of its form; all if it does not begin with that."""
+    begins = re.match(r"[\w-]+( [^:]*)?: ", fault)
+    return fault if begins is None or not isinstance(document, Mapping) else fault[begins.end() :]

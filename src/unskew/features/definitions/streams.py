@@ -127,7 +127,11 @@ def plan_table(table: Table) -> StreamPlan:
         raise DefinitionError(
             f"its rows are archived under its name, {table.name!r}; use only letters, digits, dots, dashes and underscores in it"
         )
-    schema = read_schema(table.schema)
+    schema: Mapping[str, Any] = {}
+    try:
+        schema = read_schema(table.schema)
+    except DefinitionError as error:
+        faults += error.faults
     paths = table.path if isinstance(table.path, (list, tuple)) else [table.path]
     if not paths or not all(isinstance(one, (str, os.PathLike, pl.LazyFrame)) and one != "" for one in paths):
         faults.append(f"path={shown(table.path)} is not a path; give one, a list of them, or a Polars LazyFrame")
@@ -154,6 +158,9 @@ def plan_table(table: Table) -> StreamPlan:
         columns = table.columns
     else:
         faults.append(f"columns={shown(table.columns)} is not a mapping from columns to columns of the table")
+    if not schema and faults:
+        # Without columns there is no more to say of it.
+        raise DefinitionError(faults)
     stream = Stream(
         table.name,
         topic=table.name,

@@ -28,6 +28,12 @@ def read_documents(text: str) -> list[Any]:
         raise yaml.YAMLError(f"a value does not fit its tag ({error})") from error
 
 
+def nodes_of_documents(text: str) -> list[Any]:
+    """Return the documents of a YAML text as nodes, which know their lines. Raises ``yaml.YAMLError``."""
+    _check_depth(text)
+    return list(yaml.compose_all(text, Loader=_Loader))
+
+
 def _check_depth(text: str) -> None:
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):

@@ -97,6 +97,13 @@ class AvroDecoder(Decoder):
         )
         self._compare_beginnings()
 
+    def refusal(self, schema_id: int) -> Rejection | None:
+        """Return why messages of a schema, which is asked of the registry, are no events; None if they are read."""
+        found = self._find(schema_id, decided=False)
+        if found is None:
+            return Rejection("schema", f"schema {schema_id}: it is of a record type that the stream does not read")
+        return found if isinstance(found, Rejection) else None
+
     @override
     def decode(self, poll: Poll) -> Decoded:
         # A poll without records tells of its partition too, for example after a restart.

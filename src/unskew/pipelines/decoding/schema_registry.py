@@ -128,6 +128,17 @@ class SchemaRegistry:
                     waiting.append((reference.name, self._ask(question, what, expected=expected).schema))
         return tuple(files.items())
 
+    def check(self) -> None:
+        """Raise ``StoreUnavailable`` unless the registry answers now and lets this client in."""
+        try:
+            self._client.get_subjects()
+        # The client lets through whatever its HTTP library raises.
+        except Exception as error:
+            raise StoreUnavailable(
+                f"Schema Registry {self.shown} does not answer ({type(error).__name__}: {self._hidden(error)}); start it, or correct "
+                "--schema-registry and the user and password in it"
+            ) from error
+
     def latest(self, subject: str) -> int:
         """Return the id of a subject's latest schema; waits as ``writer`` does, and raises ``Unregistered``."""
         found = self._ask(partial(self._client.get_latest_version, subject), f"subject {subject}", expected=False)

@@ -5,7 +5,6 @@ Records are stamped by their producers (CreateTime, Kafka's default) or by the b
 
 import logging
 from collections.abc import Mapping, Sequence
-from concurrent.futures import TimeoutError as NoAnswer
 from typing import Any
 
 from confluent_kafka import KafkaException
@@ -14,7 +13,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[at
 from unskew.features.errors import DefinitionError
 from unskew.features.plan import DEFAULT_MAX_AHEAD_US, StreamPlan
 
-_TYPE = "message.timestamp.type"
+STAMPED_BY = "message.timestamp.type"
 _CLEANUP = "cleanup.policy"
 
 _log = logging.getLogger("unskew.kafka")
@@ -27,6 +26,23 @@ def settle_needed(stream: StreamPlan) -> DefinitionError:
         f'late a record may be: declare `settle` on stream {stream.name!r}, for example settle="2s", '
         "or set the topic to message.timestamp.type=LogAppendTime"
     )
+
+
+def settings_of(
+    topics: Sequence[str], bootstrap: str, config: Mapping[str, Any], timeout_s: float
+) -> dict[str, dict[str, str]]:
+    """Return the settings of topics, by topic and name, as the broker says them.
+
+    Raises ``KafkaException`` and ``TimeoutError``.
+    """
+    # librdkafka's own lines about settings that are for consumers only would alarm without cause.
+    client = AdminClient({"log_level": 2, **config, "bootstrap.servers": bootstrap})
+    resources = [ConfigResource(ConfigResource.Type.TOPIC, topic) for topic in topics]
+    answers = client.describe_configs(resources, request_timeout=timeout_s)
+    return {
+        topic: {name: str(entry.value) for name, entry in answer.result(timeout_s).items()}
+        for topic, answer in zip(topics, answers.values(), strict=True)
+    }
 
 
 def check_topics(
@@ -45,16 +61,12 @@ def check_topics(
     ``live``: partitions without records announce marks, so a stream with producer timestamps must declare a settle. A
     broker that does not say who stamps the records is logged then; the first record decides.
     """
-    # librdkafka's own lines about settings that are for consumers only would alarm without cause.
-    client = AdminClient({"log_level": 2, **config, "bootstrap.servers": bootstrap})
     needs_stamps = live and stream.settle_us is None
-    resources = [ConfigResource(ConfigResource.Type.TOPIC, topic) for topic in topics]
     try:
-        answers = client.describe_configs(resources, request_timeout=timeout_s)
-        settings = [answer.result(timeout_s) for answer in answers.values()]
-        stamps = {name: of_topic[_TYPE].value for name, of_topic in zip(topics, settings, strict=True)}
-        compacted = [name for name, of_topic in zip(topics, settings, strict=True) if _is_compacted(of_topic)]
-    except (KafkaException, NoAnswer, KeyError) as error:
+        settings = settings_of(topics, bootstrap, config, timeout_s)
+        stamps = {name: of_topic[STAMPED_BY] for name, of_topic in settings.items()}
+        compacted = [name for name, of_topic in settings.items() if "compact" in of_topic.get(_CLEANUP, "")]
+    except (KafkaException, TimeoutError, KeyError) as error:
         if not needs_stamps:
             return
         said = error.args[0].str() if isinstance(error, KafkaException) else "no answer"
@@ -84,7 +96,3 @@ def check_topics(
         )
     if needs_stamps and "CreateTime" in stamps.values():
         raise settle_needed(stream)
-
-
-def _is_compacted(settings: Mapping[str, Any]) -> bool:
-    return _CLEANUP in settings and "compact" in settings[_CLEANUP].value

@@ -76,27 +76,29 @@ class Eviction:
             )
 
     def _infos(self, nodes: Nodes) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield the address of each server, and what it says of its memory and its counts."""
         if not self._readable:
             return
-        for server in nodes.servers():
-            options = server.get_connection_kwargs()
-            at = options.get("path") or f"{options.get('host', 'the master')}:{options.get('port', '')}"
-            try:
-                # Not one call for all sections: managed services answer that with every section that they have.
-                yield (
-                    str(at),
-                    {
-                        name: value
-                        for section in ("server", "memory", "stats")
-                        for name, value in server.info(section).items()
-                    },
-                )
-            except redis.exceptions.NoPermissionError as error:
-                self._readable = False
-                _log.warning(
-                    "Redis does not let this user run INFO (%s): whether it evicts keys is not known, and evictions are "
-                    "not counted; allow it, or see to it that maxmemory-policy is noeviction",
-                    error,
-                )
-                return
+        try:
+            yield from infos(nodes)
+        except redis.exceptions.NoPermissionError as error:
+            self._readable = False
+            _log.warning(
+                "Redis does not let this user run INFO (%s): whether it evicts keys is not known, and evictions are "
+                "not counted; allow it, or see to it that maxmemory-policy is noeviction",
+                error,
+            )
+
+
+def infos(nodes: Nodes) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the address of each server, and what it says of itself, its memory and its counts.
+
+    Raises what redis-py raises.
+    """
+    for server in nodes.servers():
+        options = server.get_connection_kwargs()
+        at = options.get("path") or f"{options.get('host', 'the master')}:{options.get('port', '')}"
+        # Not one call for all sections: managed services answer that with every section that they have.
+        found = {
+            name: value for section in ("server", "memory", "stats") for name, value in server.info(section).items()
+        }
+        yield str(at), found

@@ -11,6 +11,7 @@ from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
     ClusterDownError,
+    ClusterError,
     MasterDownError,
     MovedError,
     NoPermissionError,
@@ -107,7 +108,7 @@ class Server:
         if isinstance(error, RedisClusterException):
             self._forget()
         whose = "" if text.startswith("Redis ") else "Redis: "
-        return StoreUnavailable(f"{whose}{text}{self._asked_as(error)}{_remedy(error)}")
+        return StoreUnavailable(f"{whose}{text}{self._asked_as(error)}{_remedy(error) or self._where(error)}")
 
     def close(self) -> None:
         """Close the connections."""
@@ -134,6 +135,13 @@ class Server:
         if self._address is not None:
             self._client = None
 
+    def _where(self, error: Exception) -> str:
+        """Return the address that did not answer, and what to do; nothing if the server did."""
+        answered = isinstance(error, redis.ResponseError | AuthenticationError | ClusterError)
+        if answered or not isinstance(error, redis.RedisError | RedisClusterException | OSError):
+            return ""
+        return f" ({self}: start it, or correct the address in --redis-url or UNSKEW_REDIS_URL)"
+
     def _asked_as(self, error: Exception) -> str:
         refused = isinstance(error, AuthenticationError) or isinstance(error.__cause__, AuthenticationError)
         if not refused or self._address is None:
@@ -159,6 +167,16 @@ class _Reaching:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if error is not None and (explained := self._server.explained(error)) is not None:
             raise explained from error
+
+
+def time_us(client: Client) -> int:
+    """Return the server's wall clock in microseconds; of a cluster's servers, the earliest.
+
+    Raises what redis-py raises.
+    """
+    answer: Any = client.time()  # By node in a cluster.
+    times = answer.values() if isinstance(answer, dict) else [answer]
+    return min(int(seconds) * 1_000_000 + int(us) for seconds, us in times)
 
 
 def checked(replies: Sequence[Any], keys: Sequence[str | bytes]) -> list[Any]:

@@ -172,6 +172,10 @@ class Words:
         """Return the words whose fields are names of shards."""
         return {field: word for field, word in self._words.items() if "/" in field and "#" not in field}
 
+    def homes(self) -> list[str]:
+        """Return where the states are that own shards, sorted."""
+        return sorted({word for field, word in self._words.items() if field.startswith("#")})
+
     def of_shards(self, shards: Container[str]) -> list[str]:
         """Return the fields of these shards."""
         return [field for field in self._words if field.partition("#")[0] in shards]

@@ -22,7 +22,6 @@ back, even if a server has lost the mark.
 import logging
 import socket
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import polars as pl
 import redis
@@ -55,7 +54,7 @@ from unskew.sinks.redis.refill import Refill
 from unskew.sinks.redis.removal import remove_values, remove_words
 from unskew.sinks.redis.resp import RowEncoder
 from unskew.sinks.redis.scrub import Scrub
-from unskew.sinks.redis.server import Server
+from unskew.sinks.redis.server import Server, time_us
 from unskew.sinks.redis.strangers import is_about_type, remove_strangers
 from unskew.sinks.redis.url import Client
 from unskew.sinks.redis.witness import Kept
@@ -174,9 +173,7 @@ class RedisWriter:
     def time_us(self) -> int:
         """Return the server's wall clock in microseconds; of a cluster's servers, the earliest."""
         with self._server.reaching() as client:
-            answer: Any = client.time()  # By node in a cluster.
-        times = answer.values() if isinstance(answer, dict) else [answer]
-        return min(int(seconds) * 1_000_000 + int(us) for seconds, us in times)
+            return time_us(client)
 
     def is_behind(self, view: ViewPlan, shard: str, clock_us: int) -> bool:
         """Return true if Redis lacked values that a state with this clock had sent, when ``look`` was called."""

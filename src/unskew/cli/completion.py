@@ -1,0 +1,24 @@
+"""``unskew completion``: print what lets a shell complete commands and options."""
+
+import click
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print a script with which SHELL completes the commands of unskew, their options and paths.
+
+    \b
+    Examples:
+        eval "$(unskew completion bash)"                     # in ~/.bashrc
+        eval "$(unskew completion zsh)"                      # in ~/.zshrc
+        unskew completion fish > ~/.config/fish/completions/unskew.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    from unskew.cli import main
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    # The script is code for a shell, so nothing of it is escaped.
+    click.echo(kind(main, {}, "unskew", "_UNSKEW_COMPLETE").source())
