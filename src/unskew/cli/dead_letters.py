@@ -79,8 +79,7 @@ def list_(
         unskew dead-letters list --topic purchases --reason truncated \\
             --since 2026-01-01T00:00:00Z
     """
-    from rich.table import Table
-
+    from unskew.features.folding import Rows, number, prose
     from unskew.features.showing import shown
     from unskew.offline.dead_letters import find
     from unskew.pipelines.replay import REPLAYED, fates
@@ -91,9 +90,9 @@ def list_(
         say("there are no such dead letters")
         return
     sent = fates(root / REPLAYED)
-    table = Table(header_style="bold")
-    for name in ("topic/partition/offset", "arrival", "view", "kind", "bytes", "replayed", "reason"):
-        table.add_column(name, justify="right" if name == "bytes" else "left", overflow="fold")
+    table = Rows(
+        *("topic/partition/offset", "arrival", prose("view"), "kind", number("bytes"), "replayed", prose("reason"))
+    )
     for row in found.tail(limit).iter_rows(named=True):
         place = f"{row['topic']}/{row['partition']}/{row['offset']}"
         cells = (
@@ -105,16 +104,15 @@ def list_(
             sent.get(place, "-"),
             "; ".join(row["reasons"]),
         )
-        table.add_row(*cells)
+        table.add(*cells)
     counts = found.group_by("topic", "kind").len().sort("topic", "len", "kind", descending=[False, True, False])
-    by_kind = Table(title=f"{found.height:,} letters", title_justify="left", header_style="bold")
-    for name in ("topic", "kind", "letters"):
-        by_kind.add_column(name, justify="right" if name == "letters" else "left")
+    by_kind = Rows("topic", "kind", number("letters"), keys=2, heading=[f"{found.height:,} letters"])
     for topic, kind, n_letters in counts.iter_rows():
-        by_kind.add_row(topic, shown(kind), f"{n_letters:,}")
-    console = Screen(width=400)
+        by_kind.add(topic, shown(kind), f"{n_letters:,}")
+    console = Screen()
     if limit:
         console.print(table)
+        console.print()
     console.print(by_kind)
 
 
@@ -407,9 +405,11 @@ def _decoded(checks: "Checks | None", letter: "Letter") -> Any:
 def _print(letter: "Letter", decoded: Any) -> None:
     import json
 
+    from unskew.features.time import format_instant
+
     say(letter.place)
     for name, text in (
-        ("arrival", letter.arrival.isoformat()),
+        ("arrival", format_instant(letter.arrival)),
         ("views", ", ".join(letter.views) or "all: no view can use it"),
         ("kind", letter.kind or "-"),
         ("reason", letter.reason),

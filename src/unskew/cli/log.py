@@ -34,7 +34,8 @@ def head(view: str, definitions: tuple[Path, ...], log: Path, rows: int) -> None
         unskew log head household_purchases --log data/log \\
             --definitions examples/complete_journey
     """
-    _show(view, _open(view, definitions, log).head(rows))
+    opened = _open(view, definitions, log)
+    _show(opened, opened.head(rows))
 
 
 @log.command(short_help="Show the last rows of VIEW, or of one entity.")
@@ -61,7 +62,7 @@ def tail(view: str, definitions: tuple[Path, ...], log: Path, rows: int, entity:
     """
     opened = _open(view, definitions, log)
     if not entity:
-        _show(view, opened.tail(rows))
+        _show(opened, opened.tail(rows))
         return
     from unskew.features.keys import OneEntity
     from unskew.offline.bar import shown
@@ -75,7 +76,7 @@ def tail(view: str, definitions: tuple[Path, ...], log: Path, rows: int, entity:
     if found.is_empty():
         say(f"the log of {view} has no rows of {opened.view.entity.name} {' '.join(entity)}")
     else:
-        _show(view, found.tail(rows))
+        _show(opened, found.tail(rows))
 
 
 @log.command(short_help="Count rows and files of VIEW's log, and show its coverage.")
@@ -92,13 +93,13 @@ def stats(view: str, definitions: tuple[Path, ...], log: Path) -> None:
         unskew log stats household_purchases --log data/log \\
             --definitions examples/complete_journey
     """
-    from rich.table import Table
-
     from unskew.cli.live import late_table
+    from unskew.features.folding import Rows, prose
+    from unskew.features.showing import shown
 
     opened = _open(view, definitions, log)
     found = opened.stats()
-    table = Table(show_header=False)
+    table = Rows("", prose(""), heading=[styled(f"{opened.view.id}  {opened.root}", "bold")])
     causes = ", ".join(f"{cause} {n:,}" for cause, n in found.causes.items())
     for name, text in (
         ("rows", f"{found.rows:,}" + (f"  ({causes})" if causes else "")),
@@ -106,39 +107,35 @@ def stats(view: str, definitions: tuple[Path, ...], log: Path) -> None:
         ("shards", f"{found.shards:,}"),
         ("files", f"{found.files:,}"),
         ("bytes", f"{found.bytes:,}"),
-        ("available_at", f"{found.first} to {found.last}" if found.rows else "-"),
-        ("since", str(found.since or "-")),
-        *([("kept from", f"{found.kept_from}, by unskew retain")] if found.kept_from else []),
-        ("complete to", str(found.complete_to or "-")),
+        ("available_at", f"{shown(found.first)} to {shown(found.last)}" if found.rows else "no rows yet"),
+        ("since", shown(found.since) if found.since else "no event was seen yet"),
+        *([("kept from", f"{shown(found.kept_from)}, by unskew retain")] if found.kept_from else []),
+        ("complete to", shown(found.complete_to) if found.complete_to else "no instant yet"),
     ):
-        table.add_row(name, text)
+        table.add(name, text)
     console = Screen()
-    # Not the table's title, which would be folded to its width.
-    console.print(styled(f"{opened.view.id}  {opened.root}", "bold"), soft_wrap=True)
     console.print(table)
     if found.ledger.windows:
+        console.print()
         console.print(late_table(opened.view, found.ledger))
 
 
-def _show(view: str, frame: "pl.DataFrame") -> None:
+def _show(log: "ViewLog", frame: "pl.DataFrame") -> None:
     """Print rows of a log."""
-    from rich.table import Table
-
+    from unskew.features.folding import Column, Rows
     from unskew.features.showing import shown
 
     if frame.is_empty():
-        say(f"the log of {view} has no rows yet")
+        say(f"the log of {log.view.id} has no rows yet")
         return
-    table = Table(header_style="bold")
-    for name, dtype in frame.schema.items():
-        table.add_column(name, justify="right" if dtype.is_numeric() else "left", overflow="fold")
+    columns = (
+        Column(name=name, right=dtype.is_numeric(), wraps=dtype.is_nested()) for name, dtype in frame.schema.items()
+    )
+    # An entity's keys and the instant, which come first, say which row it is.
+    table = Rows(*columns, keys=len(log.view.entity.keys) + 1)
     for row in frame.iter_rows():
-        table.add_row(*map(shown, row))
-    console = Screen()
-    if not console.is_terminal:
-        whole = console.measure(table, options=console.options.update(max_width=10_000)).maximum
-        console = Screen(width=max(console.width, whole))
-    console.print(table)
+        table.add(*map(shown, row))
+    Screen().print(table)
 
 
 def _open(name: str, definitions: tuple[Path, ...], log_root: Path) -> "ViewLog":

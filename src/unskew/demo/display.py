@@ -12,7 +12,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from unskew.demo.process import Progress
-from unskew.features.time import moment_of
+from unskew.features.time import SECOND_US, format_instant
 
 LINE_EVERY_S = 5.0
 RATES_OVER_S = 3.0
@@ -80,7 +80,7 @@ class Display:
             table.add_column(justify="right")
         table.add_row("events/s", f"{self._rate('consumed'):,.0f}", "updates/s", f"{self._rate('updates'):,.0f}")
         table.add_row("events", f"{progress.consumed:,}", "log rows", f"{progress.rows:,}")
-        table.add_row("clock", _date(progress.clock_us), "lag", f"{progress.lag:,}")
+        table.add_row("clock", _clock(progress.clock_us), "lag", f"{progress.lag:,}")
         table.add_row("late", f"{progress.late:,}", "dead letters", f"{progress.dead:,}")
         return table
 
@@ -91,7 +91,7 @@ class Display:
         return (
             f"{self._last_line_s - self._started_s:4.0f} s {share:4.0%}  {progress.consumed:,} events, "
             f"{self._rate('consumed'):,.0f} events/s, {self._rate('updates'):,.0f} updates/s, "
-            f"{progress.rows:,} log rows, clock {_date(progress.clock_us)}, lag {progress.lag:,}, "
+            f"{progress.rows:,} log rows, clock {_clock(progress.clock_us)}, lag {progress.lag:,}, "
             f"late {progress.late:,}, dead letters {progress.dead:,}"
         )
 
@@ -106,5 +106,5 @@ def _compiling(table: Table) -> Table:
     return table
 
 
-def _date(clock_us: int | None) -> str:
-    return "-" if clock_us is None else moment_of(clock_us).strftime("%Y-%m-%d %H:%M")
+def _clock(clock_us: int | None) -> str:
+    return "none yet" if clock_us is None else format_instant(clock_us // SECOND_US * SECOND_US)

@@ -210,7 +210,7 @@ def _audit(console: Console, plan: Plan, folders: Folders, *, redis_url: str, se
             progress=lambda step, done, total: status.update(f"Audit: {step} {done:,} of {total:,}"),
         )
     console.print()
-    console.print(audit_table(report))
+    console.print(audit_table(report), crop=False)
     console.print(f"{engines_line(report)}; audited in {time.monotonic() - began_s:.1f} s", highlight=False)
     faults = [f"the audit: {line}" for line in difference_lines(report)]
     if ahead := sum(view.ahead for view in report.views):
