@@ -94,9 +94,9 @@ def say_lines(text: str) -> None:
         say(line, err=True)
 
 
-def say_json(value: Any, *, indent: int | None = None) -> None:
+def say_json(value: Any, *, indent: int | None = None, err: bool = False) -> None:
     """Print a value as JSON."""
-    click.echo(printable_json(value, indent=indent))
+    click.echo(printable_json(value, indent=indent), err=err)
 
 
 class Printable(logging.Formatter):

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Self
 
@@ -21,7 +21,7 @@ class Progress(msgspec.Struct, frozen=True):
     """One line of ``unskew run --progress json``; counts are since the process started.
 
     ``clock_us``: the slowest clock, None before the first record. ``lag``: records not yet read. ``compiling``: the
-    kernel is being compiled, and no record is read yet.
+    kernel is being compiled, and no record is read yet; ``history``: a new view gets its past.
     """
 
     consumed: int = 0
@@ -32,7 +32,9 @@ class Progress(msgspec.Struct, frozen=True):
     rows: int = 0
     clock_us: int | None = None
     lag: int = 0
+    duplicates: Mapping[str, int] = {}
     compiling: bool = False
+    history: str | None = None
 
     def after(self, before: "Progress") -> "Progress":
         """Return these figures plus the counts of an earlier process."""

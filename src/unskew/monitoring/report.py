@@ -30,7 +30,7 @@ def audit_table(report: AuditReport) -> Rows:
         columns["left out"] = left_out
     table = Rows("view", *map(number, columns), heading=["compared bit for bit with a recount of the raw events"])
     for view, *row in zip((view.view for view in report.views), *columns.values(), strict=True):
-        table.add(view, *(f"{n:,}" for n in row))
+        table.add(view if row[0] else f"{view} (no events)", *(f"{n:,}" for n in row))
     table.section()
     table.add("all", *(f"{sum(cells):,}" for cells in columns.values()))
     return table
