@@ -46,8 +46,8 @@ class Screen(Console):
         """Return text with the ends of its lines where they are in a terminal."""
         if not self.is_terminal or not isinstance(one, (str, Text)):
             return one
-        text = Text("\n", no_wrap=True, overflow="ignore")
-        return text.join(wrapped(styled(one) if isinstance(one, str) else one, self.width))
+        line_end = Text("\n", no_wrap=True, overflow="ignore")
+        return line_end.join(wrapped(styled(one) if isinstance(one, str) else one, self.width))
 
 
 def styled(text: str, style: str = "") -> Text:

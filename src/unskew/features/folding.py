@@ -10,11 +10,11 @@ columns' names: ``cut`` and ``sort`` read it. No cell holds a tab or a newline, 
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, JustifyMethod, RenderResult
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
@@ -57,7 +57,8 @@ class Rows:
 
     def __init__(self, *columns: Column | str, keys: int = 1, heading: Iterable[str | Text] = ()) -> None:
         """Make a table without rows."""
-        self._columns = [Column(name=one) if isinstance(one, str) else one for one in columns]
+        made = [Column(name=one) if isinstance(one, str) else one for one in columns]
+        self._columns = [replace(one, name=printable(one.name)) for one in made]
         self._keys = keys
         self._heading = [_text(one) for one in heading]
         self._rows: list[list[Text]] = []
@@ -96,7 +97,7 @@ class Rows:
         if not self._rows:
             return
         for cells in ([column.name for column in self._columns], *([cell.plain for cell in row] for row in self._rows)):
-            yield Segment("\t".join(map(printable, cells)) + "\n")
+            yield Segment("\t".join(cells) + "\n")
 
     def _blocks(self, width: int) -> list[list[int]] | None:
         """Return the columns of each block; None if a column does not fit beside the keys."""
@@ -145,11 +146,12 @@ class Rows:
         )
         for at in block:
             column = self._columns[at]
-            table.add_column(
-                Text(printable(column.name)), justify="right" if column.right else "left", width=widths[at]
-            )
+            heading = _lines(Text(column.name), widths[at])
+            justify: JustifyMethod = "right" if column.right else "left"
+            table.add_column(heading, justify=justify, width=widths[at], no_wrap=True, overflow="ignore")
         for number, row in enumerate(self._rows):
-            table.add_row(*(row[at] for at in block), end_section=number in self._sections)
+            cells = (_lines(row[at], widths[at]) for at in block)
+            table.add_row(*cells, end_section=number in self._sections)
         return table
 
     def _height(self, blocks: Sequence[Sequence[int]]) -> int:
@@ -165,18 +167,24 @@ class Rows:
             for column, cell in zip(self._columns, row, strict=True):
                 if not cell:
                     continue
-                name = Text(printable(f"{column.name}: " if column.name else ""), style="bold")
+                name = Text(f"{column.name}: " if column.name else "", style="bold")
                 if name.cell_len + cell.cell_len <= width:
                     yield _whole(name + cell)
                     continue
                 yield from wrapped(name, width)
-                indent = 2 if cell.cell_len <= width - 2 or column.wraps else 0
+                words = cell.plain.split(" ") if column.wraps else [cell.plain]
+                indent = 2 if max(map(cell_len, words)) <= width - 2 else 0
                 parts = wrapped(cell, width - indent) if column.wraps else [_whole(cell)]
                 yield from (_whole(Text(" " * indent) + part) for part in parts)
 
 
 def _text(one: str | Text) -> Text:
     return Text(printable(one)) if isinstance(one, str) else one
+
+
+def _lines(text: Text, width: int) -> Text:
+    """Return a text with the ends of its lines, so that Rich need not wrap it."""
+    return _whole(Text("\n")).join(wrapped(text, width))
 
 
 def _whole(text: Text) -> Text:
@@ -190,13 +198,12 @@ def wrapped(text: Text, width: int) -> Iterator[Text]:
     # Rich breaks words that are too wide, or else wraps nothing.
     for line in text.split("\n", allow_blank=True):
         breaks: list[int] = []
-        used = 0
-        for found in re.finditer(" *[^ ]+", line.plain):
-            word = found[0].lstrip(" ")
-            used += cell_len(found[0])
-            if used > width and found.start():
-                breaks.append(found.end() - len(word))
-                used = cell_len(word)
+        begin = 0
+        for found in re.finditer("[^ ]+", line.plain):
+            # Of the whole, because a mark may combine with the space before it.
+            if cell_len(line.plain[begin : found.end()]) > width and line.plain[begin : found.start()].strip():
+                begin = found.start()
+                breaks.append(begin)
         for part in line.divide(breaks):
             part.rstrip()
             yield _whole(part)
