@@ -354,6 +354,15 @@ metrics = _option(
     "without a password; a PORT alone means that port of 127.0.0.1. Without it they are not exposed.",
 )
 
+#: ``log_format: str``.
+log_format = _option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Format of everything on standard error; json is an object a line, log records and errors too.",
+)
+
 #: ``drop: tuple[str, ...]``.
 drop = _option(
     "--drop",

@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.offline.test_compaction import on_disk, read, rows, write
+from tests.support.terminal import cells
 from unskew.cli import main
 from unskew.sinks.tables.layout import published_files
 
@@ -37,9 +38,8 @@ def test_all_tables_of_the_folders_are_merged_and_the_table_says_so(data):
     result = unskew("--log", data / "log", "--archive", data / "archive", "--min-files", 5)
 
     assert result.exit_code == 0, result.output
-    lines = [line.split("│") for line in result.stdout.splitlines() if "│" in line]
-    told = [[cell.strip() for cell in line[1:-1]] for line in lines]
-    assert [(cells[0], cells[1], cells[2], cells[5], cells[6]) for cells in told] == [
+    told = cells(result.stdout)[1:]
+    assert [(row[0], row[1], row[2], row[5], row[6]) for row in told] == [
         ("log clicks@1", "10", "2", "0", "9"),
         ("log clicks@2", "10", "2", "0", "9"),
         ("log visits@1", "10", "2", "0", "9"),

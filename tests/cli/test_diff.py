@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 from click.testing import CliRunner
 
+from tests.support.terminal import WIDTHS, broken, cells, in_terminal, wider
 from tests.support.written import write_archive
 from unskew.cli import main
 from unskew.features.definitions.load import load
@@ -81,7 +82,10 @@ def test_every_kind_of_change_is_shown_and_fits_the_page(archive: Path, tmp_path
     shown = invoked(old, new, "--archive", archive, "--examples", 3)
     found = json.loads(invoked(old, new, "--archive", archive, "--json"))
 
-    assert [line for line in shown.splitlines() if len(line) > 100] == []
+    for width in WIDTHS:
+        page = in_terminal(width, "diff", old, new, "--archive", archive, "--examples", 3)
+        assert wider(page, width) == []
+        assert broken(page, [word for row in cells(shown) for cell in row for word in cell.split()]) == []
     spend, more, other = found["views"]
     assert (other["old"], other["new"], other["removed"]) == ("other@1", None, ["n"])
     assert (more["old"], more["new"], more["added"]) == (None, "more@1", ["n"])

@@ -46,7 +46,7 @@ def test_get_shows_values_with_their_instant_and_status(get):
     for text in (
         "stays@1",
         "user a b, hotel 7",
-        "as of 2016-07-18T00:00:00.000000+00:00",
+        "as of 2016-07-18T00:00:00Z",
         "present",
         "nights",
         "2",

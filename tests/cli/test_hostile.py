@@ -43,7 +43,7 @@ NAME = HOSTILE.replace("/", "").replace("\x00", "")
 
 def refuse_control(text: str) -> None:
     """Fail if a terminal would obey anything in the text, or a line of it is forged."""
-    found = [one for one in text if one != "\n" and not one.isprintable()]
+    found = [one for one in text if one not in "\n\t" and not one.isprintable()]
     assert not found, [unicodedata.name(one, hex(ord(one))) for one in found]
     assert not [line for line in text.splitlines() if line.startswith("error: forged")]
 

@@ -4,6 +4,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.support.plans import DAY, HOUR, MINUTE, SECOND, Wanted, sliding, view
+from tests.support.terminal import cells, in_terminal, wider
 from tests.support.updates import closing, ledger_after
 from unskew.cli import main
 from unskew.features.plan import Plan
@@ -33,14 +34,37 @@ def test_describe_live_shows_clock_shards_and_the_ledger(live):
     shown = live("--live")
 
     assert shown.exit_code == 0, shown.output
-    lines = [" ".join(line.replace("│", " ").split()) for line in shown.output.splitlines()]
+    lines = shown.output.splitlines()
     assert lines[0] == "visits@1"
-    assert lines[1].startswith("clock 2016-07-18T00:00:00Z, ")
+    assert lines[1].startswith("complete to 2016-07-18T00:00:00Z, ")
     assert lines[1].endswith(" d behind the present")
-    assert lines[2] == "since 2016-07-17T23:00:00Z, 1 shard"
-    assert lines[3] == "too late for a window: 3 times; repeats dropped: 12"
-    assert f"{VISITS.windows[0].text} 3 41.0 s 1 - 2 - - - - -" in lines
-    assert f"{VISITS.windows[1].text} 0 - - - - - - - - -" in lines
+    assert lines[2:6] == [
+        "counts every event since 2016-07-17T23:00:00Z",
+        "1 shard",
+        "too late for a window: 3 times",
+        "repeats dropped: 12",
+    ]
+    # Windows and delays without late events are left out.
+    assert cells(shown.output) == [
+        ["window", "late events", "latest by", "up to 1s late", "to 1min"],
+        [VISITS.windows[0].text, "3", "41.0 s", "1", "2"],
+    ]
+    assert "it has stopped or waits: look at its output, or start it" in lines[-1]
+
+
+def test_describe_live_says_what_is_not_known_yet(redis_client, redis_url):
+    writer = RedisWriter(redis_client, "shop", "nightly")
+    writer.publish_registry(json.dumps(describe(Plan(streams={}, views={"visits": VISITS}))))
+    writer.expect({VISITS.id: ["h0"]})
+    writer.flush(0)
+
+    shown = in_terminal(
+        80, "describe", "--live", UNSKEW_REDIS_URL=redis_url, UNSKEW_PREFIX="shop", UNSKEW_PIPELINE="nightly"
+    )
+
+    assert shown.count("not known, because") == 3
+    assert "waiting for a clock: h0" in shown
+    assert wider(shown, 80) == []
 
 
 def test_describe_live_prints_json_for_programs(live):

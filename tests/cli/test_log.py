@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.support.plans import SECOND, events
+from tests.support.terminal import cells
 from tests.support.written import write_log
 from unskew.cli import main
 from unskew.features.definitions.load import load
@@ -46,7 +47,7 @@ def lines(log: Path, *arguments: str) -> list[list[str]]:
     """The cells of the printed rows."""
     done = call(log, *arguments)
     assert done.exit_code == 0, done.output
-    return [[cell.strip() for cell in line.strip("│").split("│")] for line in done.output.splitlines() if "│" in line]
+    return cells(done.output)[1:]
 
 
 def test_the_last_rows_are_the_ends_of_all_rows(log: Path) -> None:

@@ -75,6 +75,55 @@ def test_a_replay_ends_with_status_0_and_says_what_it_did(bench: Bench) -> None:
     assert (bench.root / "dead_letters" / topic).is_dir()
 
 
+def test_a_run_says_at_its_start_what_it_runs_and_at_its_end_why_it_ends(bench: Bench) -> None:
+    topic = bench.produce(RECORDS)
+
+    done = _run(bench, topic)
+    again = _run(bench, topic, "--log-format", "json")
+
+    assert (done.returncode, done.stdout, again.returncode, again.stdout) == (0, "", 0, "")
+    n_dead = sum(record.raw is not None for record in RECORDS)
+    lines = [line.split(None, 1) for line in done.stderr.splitlines()]
+    assert lines[0][0] == "unskew"
+    assert lines[0][1].endswith(" runs pipeline main, prefix unskew")
+    said = dict(lines[1:-1])
+    assert said["kafka"] == bench.broker.bootstrap
+    assert said["topic"] == f"{topic}, 4 partitions"
+    assert said["view"] == "user_count_1h@1, 1 feature"
+    assert [said[name] for name in ("log", "archive", "state")] == [
+        str(bench.root / name) for name in ("log", "archive", "state")
+    ]
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("ended after ")
+    assert f"because the topics were read to their end: {len(RECORDS):,} events, " in last
+    assert last.endswith(f", {n_dead} dead letters")
+    begun, ended = map(json.loads, again.stderr.splitlines())
+    assert list(begun) == [
+        *("at", "event", "version", "pipeline", "prefix", "process", "processes", "kafka", "redis", "topics", "views"),
+        *("log", "archive", "dead_letters", "state", "metrics"),
+    ]
+    assert (begun["event"], begun["topics"], begun["views"]) == ("begun", {topic: 4}, {"user_count_1h@1": 1})
+    # Everything was read by the run before.
+    assert ended.pop("at") > begun["at"]
+    assert ended.pop("seconds") > 0
+    assert ended == {
+        "event": "ended", "why": "the topics were read to their end", "error": None, "exception": None,
+        "consumed": 0, "rows": 0, "dead": 0, "late": 0,
+    }  # fmt: skip
+
+
+def test_a_failure_as_json_is_an_object_on_the_last_line(bench: Bench) -> None:
+    topic = bench.produce(RECORDS)
+
+    done = _run(bench, topic, "--log-format", "json", redis_url="redis://:secret@127.0.0.1:1/0")
+
+    assert (done.returncode, done.stdout) == (1, "")
+    found = [json.loads(line) for line in done.stderr.splitlines()]
+    assert (found[-1]["event"], found[-1]["why"]) == ("ended", "it failed")
+    assert "127.0.0.1:1" in found[-1]["error"]
+    assert "secret" not in done.stderr
+
+
 @pytest.mark.parametrize("broken", ["redis", "partition"])
 def test_a_failure_is_one_sentence_on_standard_error_and_status_1(bench: Bench, broken: str) -> None:
     records = RECORDS
@@ -86,7 +135,8 @@ def test_a_failure_is_one_sentence_on_standard_error_and_status_1(bench: Bench, 
         ]
     topic = bench.produce(records)
 
-    done = _run(bench, topic, redis_url="redis://:secret@127.0.0.1:1/0" if broken == "redis" else None)
+    url = "redis://:secret@127.0.0.1:1/0" if broken == "redis" else None
+    done = _run(bench, topic, "--progress", "none", redis_url=url)
 
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")

@@ -1,6 +1,5 @@
 """``unskew value``: definitions, a log and an archive on disk, labels, and what a person reads."""
 
-import io
 import json
 import random
 from collections.abc import Iterator
@@ -10,13 +9,12 @@ from typing import Any, NamedTuple
 import polars as pl
 import pytest
 from click.testing import CliRunner
-from rich.console import Console
 
 from tests.support.servers.valkey import Valkey
+from tests.support.terminal import broken, cells, in_terminal, wider
 from tests.support.written import write_archive, write_log
 from unskew import FeatureStore
 from unskew.cli import main
-from unskew.cli import value as command
 from unskew.features.definitions.load import load
 from unskew.features.plan import Plan
 from unskew.monitoring.recount import Recount
@@ -221,8 +219,8 @@ def test_what_is_not_given_is_not_known_and_never_a_zero(world: World, tmp_path:
         "importance: give --labels and --target",
     ]
     assert "not known: rows, Redis bytes, and whether an older copy would do: give --log" in shown
-    (row,) = [line for line in shown.splitlines() if line.startswith("noise ") and " costs " not in line]
-    assert row.split()[1:3] + row.split()[4:10] == ["?"] * 8
+    (row,) = [cells_ for cells_ in cells(shown) if cells_[0] == "noise"]
+    assert row[1:3] + row[4:10] == ["?"] * 8
     assert "noise costs " in shown
     both = invoked("spend", "other", *options(world, "log", "definitions"), "--archive", tmp_path, "--events", 10)
     # What is not known of any view is said once.
@@ -252,22 +250,14 @@ def test_services_are_counted_and_models_read_by_their_manifests(world: World, t
     assert "checkout (1,200 reads) reads it" in features["amount"]["sentence"]
 
 
-@pytest.mark.parametrize(("width", "given"), [(80, EVERYTHING), (140, ("log", "definitions"))])
-def test_the_table_fits_a_terminal(
-    width: int, given: tuple[str, ...], world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = io.StringIO()
-    monkeypatch.setattr(command, "Screen", lambda: Console(width=width, file=file, markup=False))
+@pytest.mark.parametrize(("width", "given"), [(80, EVERYTHING), (100, EVERYTHING), (140, ("log", "definitions"))])
+def test_the_table_fits_a_terminal(width: int, given: tuple[str, ...], world: World) -> None:
+    shown = in_terminal(width, "value", "other", "spend", *options(world, *given))
 
-    invoked("other", "spend", *options(world, *given))
-
-    lines = file.getvalue().splitlines()
-    heads = [line for line in lines if line.startswith("feature")]
-    assert [head.split()[:4] for head in heads] == [["feature", "rows", "redis", "kernel"]] * 2
-    assert [head.endswith("read by") for head in map(str.rstrip, heads)] == [width == 140] * 2
-    table = lines[lines.index(heads[0]) : next(at for at, line in enumerate(lines) if " costs " in line)]
-    assert max(map(len, table)) <= width
-    assert "…" not in file.getvalue()
+    assert wider(shown, width) == []
+    names = [feature.name for view in world.plan.views.values() for feature in view.published.features]
+    assert broken(shown, [*names, "read by", "costs"]) == []
+    assert "…" not in shown
 
 
 def test_replays_are_bounded_and_measured_by_the_clock_that_is_given(world: World) -> None:

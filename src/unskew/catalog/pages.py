@@ -97,7 +97,12 @@ class Catalog:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._environment.filters |= {"breakable": _breakable, "age": _age, "percent": _percent}
+        self._environment.filters |= {
+            "breakable": _breakable,
+            "age": _age,
+            "percent": _percent,
+            "instant": format_instant,
+        }
         looked = None if self._figures.at_us is None else format_instant(self._figures.at_us // SECOND_US * SECOND_US)
         self._environment.globals |= {
             "place": place,

@@ -191,7 +191,7 @@ class Site:
                 )
                 for feature in view.features
             ],
-            "as_of": None if judged["as_of"] is None else judged["as_of"].isoformat(timespec="microseconds"),
+            "as_of": None if judged["as_of"] is None else format_instant(judged["as_of"]),
             "status": judged["status"],
             "provisional": judged["provisional"],
         }

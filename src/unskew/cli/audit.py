@@ -13,8 +13,6 @@ from unskew.features.printing import printable
 if TYPE_CHECKING:
     from unskew.monitoring.outcome import AuditReport, Difference
 
-WIDTH = 100
-
 
 @click.command()
 @settings.definitions
@@ -63,13 +61,13 @@ def audit(
     Columns of the table, each a number:
         events          archived events that the view aggregates (or sessions)
         log samples     (entity, instant) pairs, from the log and recounted:
-        on arrivals       at the instant at which an event of the entity arrived
-        on hops           at the instant at which an event entered or left
-        1 µs beside       one microsecond before or after such an instant
-        log rows          instant, cause and event of the row were compared too
-        not empty         some window held an event
+        at arrivals       at the instant at which an event of the entity arrived
+        at hops           at the instant at which an event entered or left
+        1 µs off          one microsecond before or after such an instant
+        whole rows        instant, cause and event of the row were compared too
+        with events       some window held an event
         Redis entities  entities that were read from Redis and recounted
-        present           of these, entities that had a row in Redis
+        with a row        of these, entities that had a row in Redis
         served          rows that readers were given, compared with the log
         left out        not compared; a line below says how many of each kind:
         provisional       Redis may not yet have held all events then
@@ -96,7 +94,7 @@ def audit(
         verdict,
     )
 
-    console = Screen(width=WIDTH)
+    console = Screen()
     plan = load(*definitions)
     existing_folder(log, "--log")
     existing_folder(archive, "--archive")
@@ -128,10 +126,10 @@ def audit(
     else:
         console.print(audit_table(report))
         for line in (engines_line(report), *unaudited_lines(report), *on_demand_lines(plan.on_demand.values())):
-            console.print(line, soft_wrap=True)
-        console.print(verdict(report), soft_wrap=True)
+            console.print(line)
+        console.print(verdict(report))
         for line in difference_lines(report):
-            console.print(styled(line, "red"), soft_wrap=True)
+            console.print(styled(line, "red"))
     for refusal in report.refusals:
         say(f"error: {refusal}", err=True)
     if report.differences:

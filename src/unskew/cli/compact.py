@@ -233,13 +233,12 @@ def _duration_s(text: str) -> float:
 
 
 def _show(found: "Sequence[Compacted]", *, dry_run: bool) -> None:
-    from rich.table import Table as Shown
+    from unskew.features.folding import Rows, number
 
-    table = Shown(title="nothing was changed: this would be done" if dry_run else None, header_style="bold")
-    for name in ("table", "files", "after", "bytes", "after", "deleted", "to be deleted"):
-        table.add_column(name, justify="left" if name == "table" else "right")
+    counts = ("files before", "files after", "bytes before", "bytes after", "files deleted", "files to be deleted")
+    table = Rows("table", *map(number, counts), heading=["nothing was changed: this would be done"] if dry_run else [])
     for one in found:
-        table.add_row(
+        table.add(
             one.table.name,
             f"{one.files_before:,}",
             f"{one.files_after:,}",
@@ -249,8 +248,8 @@ def _show(found: "Sequence[Compacted]", *, dry_run: bool) -> None:
             f"{one.n_waiting:,}",
         )
     if len(found) > 1:
-        table.add_section()
-        table.add_row(
+        table.section()
+        table.add(
             "all",
             f"{sum(one.files_before for one in found):,}",
             f"{sum(one.files_after for one in found):,}",

@@ -83,8 +83,7 @@ def list_(
         unskew dead-letters list --topic purchases --reason truncated \\
             --since 2026-01-01T00:00:00Z
     """
-    from rich.table import Table
-
+    from unskew.features.folding import Rows, number, prose
     from unskew.features.showing import plain, shown
     from unskew.offline.dead_letters import find
     from unskew.pipelines.replay import REPLAYED, fates
@@ -97,15 +96,15 @@ def list_(
         rows = [{name: plain(value) for name, value in row.items()} for row in found.tail(limit).iter_rows(named=True)]
         for row in rows:
             row["replayed"] = sent.get(f"{row['topic']}/{row['partition']}/{row['offset']}")
-        by_kind = [{"topic": topic, "kind": kind, "letters": n} for topic, kind, n in counts.iter_rows()]
-        say_json({"n_letters": found.height, "counts": by_kind, "letters": rows}, indent=2)
+        totals = [{"topic": topic, "kind": kind, "letters": n} for topic, kind, n in counts.iter_rows()]
+        say_json({"n_letters": found.height, "counts": totals, "letters": rows}, indent=2)
         return
     if found.is_empty():
         say("there are no such dead letters")
         return
-    table = Table(header_style="bold")
-    for name in ("topic/partition/offset", "arrival", "view", "kind", "bytes", "replayed", "reason"):
-        table.add_column(name, justify="right" if name == "bytes" else "left", overflow="fold")
+    table = Rows(
+        *("topic/partition/offset", "arrival", prose("view"), "kind", number("bytes"), "replayed", prose("reason"))
+    )
     for row in found.tail(limit).iter_rows(named=True):
         place = f"{row['topic']}/{row['partition']}/{row['offset']}"
         cells = (
@@ -117,16 +116,15 @@ def list_(
             sent.get(place, "-"),
             "; ".join(row["reasons"]),
         )
-        table.add_row(*cells)
-    totals = Table(title=f"{found.height:,} letters", title_justify="left", header_style="bold")
-    for name in ("topic", "kind", "letters"):
-        totals.add_column(name, justify="right" if name == "letters" else "left")
+        table.add(*cells)
+    by_kind = Rows("topic", "kind", number("letters"), keys=2, heading=[f"{found.height:,} letters"])
     for topic, kind, n_letters in counts.iter_rows():
-        totals.add_row(topic, shown(kind), f"{n_letters:,}")
-    console = Screen(width=400)
+        by_kind.add(topic, shown(kind), f"{n_letters:,}")
+    console = Screen()
     if limit:
         console.print(table)
-    console.print(totals)
+        console.print()
+    console.print(by_kind)
 
 
 @dead_letters.command(short_help="Show whole letters, or write them to a file to be mended.")
@@ -424,9 +422,11 @@ def _decoded(checks: "Checks | None", letter: "Letter") -> Any:
 def _print(letter: "Letter", decoded: Any) -> None:
     import json
 
+    from unskew.features.time import format_instant
+
     say(letter.place)
     for name, text in (
-        ("arrival", letter.arrival.isoformat()),
+        ("arrival", format_instant(letter.arrival)),
         ("views", ", ".join(letter.views) or "all: no view can use it"),
         ("kind", letter.kind or "-"),
         ("reason", letter.reason),

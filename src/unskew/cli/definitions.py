@@ -176,9 +176,7 @@ def describe(
         if long := long_features(view.published):
             console.print(
                 f"warning: values of {', '.join(long)} may be longer than {LONGEST_COMPACT_BYTES} bytes, and such a value doubles "
-                "the memory of its hash in Redis; raise hash-max-listpack-value there",
-                markup=False,
-                soft_wrap=True,
+                "the memory of its hash in Redis; raise hash-max-listpack-value there"
             )
         console.print()
     for one in plan.on_demand.values():

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _DEFINITIONS = Path("definitions")
 _EPOCH_S = 1.0
+_LINE_EVERY_S = 5.0
 
 
 @click.command()
@@ -86,10 +87,10 @@ def dev(
     from unskew.cli.run import without_panics
     from unskew.cli.screen import Screen
     from unskew.cli.serve import Making, in_url, is_loopback, listening
-    from unskew.demo.display import Display
     from unskew.features.definitions.compile import compile as compiled
     from unskew.features.definitions.load import load_definitions
     from unskew.pipelines.deployment import Deployment
+    from unskew.pipelines.watch.display import Display
 
     host, port = settings.address("--listen", listen)
     if sample is not None and generate is not None:
@@ -126,7 +127,7 @@ def dev(
         deployment.log.mkdir(parents=True, exist_ok=True)
         make_topics_again(broker, deployment.state)
         _introduce(console, deployment, plan, paths, url=f"http://{in_url(host, port)}", stays=keep is not None)
-        display = stack.enter_context(Display(console))
+        display = stack.enter_context(Display(console, every_s=_LINE_EVERY_S))
         feeds = Feeds(broker.bootstrap, origin, display.note)
         development = Development(paths=paths, deployment=deployment, broker=broker, feeds=feeds, display=display)
         stack.enter_context(development.begun(definitions))

@@ -26,9 +26,9 @@ from unskew.sinks.record import Record
 
 if TYPE_CHECKING:
     from unskew.cli.feeding import Feeds
-    from unskew.demo.display import Display
     from unskew.demo.embedded import EmbeddedBroker
     from unskew.pipelines.deployment import Deployment
+    from unskew.pipelines.watch.display import Display
     from unskew.pipelines.watch.running import Status
 
 _N_PARTITIONS = 1

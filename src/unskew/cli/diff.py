@@ -14,15 +14,14 @@ from unskew.features.errors import RequestError
 from unskew.features.nearest import nearest
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
+    from unskew.features.folding import Rows
     from unskew.features.plan import ViewPlan
     from unskew.pipelines.history.compared import FeatureDiff, Magnitudes, Numbers, Population
     from unskew.pipelines.history.diff import ViewDiff
 
-WIDTH = 100
 _QUANTILES = (0.5, 0.9, 0.99)
 _VERSION = re.compile(r"\w+@\d+")
+_NULLS = ("null in OLD", "null in NEW")
 
 
 @click.command()
@@ -76,10 +75,9 @@ def diff(
         differs       instants of entities at which the value is another one
         of instants   the share of these in all instants that were compared
         entities      entities of which a value differs
-        null>, >null  of those instants: null in OLD alone, null in NEW alone
-        p50, p99      quantiles of the difference of numbers, within 1 %
-        max           the largest difference
-        rel. p50, p99 the difference divided by the larger of both numbers
+        null in OLD   of those instants: null in OLD alone; null in NEW, in NEW alone
+        change        of numbers: the difference (median and 99 % within 1 %)
+        relative      the difference divided by the larger of both numbers
 
     A second table shows the last instant alone: entities of which a value
     differs then, and the mean, median and largest change. A third one has the
@@ -137,7 +135,7 @@ def diff(
             {"identical": all(one.is_identical for one in found), "views": [plain_diff(one) for one in found]}, indent=2
         )
         return
-    screen = Screen(width=WIDTH)
+    screen = Screen()
     for one in found:
         show_diff(one, screen, examples)
     if not found:
@@ -173,7 +171,7 @@ def _named_alike(view: "ViewPlan", other: "ViewPlan") -> "list[ViewPlan]":
 def show_diff(one: "ViewDiff", screen: Screen, examples: int = 1) -> None:
     """Print what is known of one view's differences, with so many examples of each feature."""
     for line in _about(one):
-        screen.print(line, soft_wrap=True)
+        screen.print(line)
     if one.counts.differing:
         screen.print(_table(one))
         if any(feature.end.differing for feature in one.features):
@@ -239,16 +237,14 @@ def _about(one: "ViewDiff") -> Iterator[Any]:
         yield f"  identical: {', '.join(same)}"
 
 
-def _table(one: "ViewDiff") -> "Table":
-    from rich.table import Table
+def _table(one: "ViewDiff") -> "Rows":
+    from unskew.features.folding import Rows, number
 
-    table = Table(header_style="bold", padding=(0, 0), pad_edge=False)
-    table.add_column("feature", overflow="fold")
-    for name in ("differs", "of instants", "entities", "null>", ">null", "p50", "p99", "max", "rel. p50", "p99"):
-        table.add_column(name, justify="right", no_wrap=True)
+    changes = ("median change", "99 % change", "max change", "median relative", "99 % relative")
+    table = Rows("feature", *map(number, ("differs", "of instants", "entities", *_NULLS, *changes)))
     for feature in one.features:
         if feature.differing:
-            table.add_row(
+            table.add(
                 feature.name,
                 *map(_few, (feature.differing,)),
                 _share(feature.differing, one.counts.instants),
@@ -260,17 +256,15 @@ def _table(one: "ViewDiff") -> "Table":
     return table
 
 
-def _end_table(one: "ViewDiff") -> "Table":
-    from rich.table import Table
+def _end_table(one: "ViewDiff") -> "Rows":
+    from unskew.features.folding import Rows, number
 
-    table = Table(header_style="bold", padding=(0, 0), pad_edge=False)
-    table.add_column(f"at {_end(one)}", overflow="fold")
-    for name in ("entities", "of all", "null>", ">null", "mean", "median", "max"):
-        table.add_column(name, justify="right", no_wrap=True)
+    changes = ("mean change", "median change", "max change")
+    table = Rows("feature", *map(number, ("entities", "of all", *_NULLS, *changes)), heading=["", f"at {_end(one)}:"])
     for feature in one.features:
         end = feature.end
         if end.differing:
-            table.add_row(
+            table.add(
                 feature.name,
                 _few(end.differing),
                 _share(end.differing, one.counts.entities),
@@ -280,20 +274,15 @@ def _end_table(one: "ViewDiff") -> "Table":
     return table
 
 
-def _population_table(one: "ViewDiff") -> "Table":
-    from rich.table import Table
-
+def _population_table(one: "ViewDiff") -> "Rows":
+    from unskew.features.folding import Rows, number, prose
     from unskew.features.showing import shown
 
-    table = Table(header_style="bold", padding=(0, 0), pad_edge=False)
-    table.add_column(f"new, at {_end(one)}", overflow="fold")
-    table.add_column("type")
-    for name in ("entities", "nulls", "min", "mean", "median", "max"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("examples", overflow="fold")
+    columns = ("entities", "nulls", "min", "mean", "median", "max")
+    table = Rows("new feature", "type", *map(number, columns), prose("examples"), heading=["", f"at {_end(one)}:"])
     for each in one.populations:
         numbers = each.numbers
-        table.add_row(
+        table.add(
             each.name,
             each.type,
             *map(_few, (each.entities, each.nulls)),
@@ -309,19 +298,16 @@ def _end(one: "ViewDiff") -> str:
     return "no instant" if one.upto_us is None else format_instant(one.upto_us)
 
 
-def _examples(one: "ViewDiff", n: int) -> "Table":
-    from rich.table import Table
-
+def _examples(one: "ViewDiff", n: int) -> "Rows":
+    from unskew.features.folding import Rows, prose
     from unskew.features.showing import shown
     from unskew.features.time import format_instant
 
-    table = Table(header_style="bold", padding=(0, 0), pad_edge=False)
-    for name in ("feature", "entity", "instant", "old", "new"):
-        table.add_column(name, overflow="fold", min_width=27 if name == "instant" else None)
+    table = Rows("feature", "entity", "instant", prose("old"), prose("new"), keys=3, heading=["", "for example:"])
     for feature in one.features:
-        for number, each in enumerate(feature.examples[:n]):
-            table.add_row(
-                "" if number else feature.name,
+        for each in feature.examples[:n]:
+            table.add(
+                feature.name,
                 "|".join(map(shown, each.entity)),
                 format_instant(each.instant_us),
                 shown(each.old),

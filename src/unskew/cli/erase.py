@@ -306,13 +306,15 @@ def _searched(one: "OneEntity", table: "Place", report: Callable[[str], None]) -
 
 
 def _show(found: "Sequence[Searched]", removed: Mapping[str, int], *, dry_run: bool) -> None:
-    from rich.table import Table as Shown
+    from unskew.features.folding import Rows, number
 
-    table = Shown(title="nothing was changed: this is where the entity is" if dry_run else None, header_style="bold")
-    columns = ("place", "files", "bytes", *(("found",) if dry_run else ("erased", "left")))
-    for name in columns:
-        table.add_column(name, justify="left" if name == "place" else "right")
+    columns = ("files", "bytes", *(("found",) if dry_run else ("erased", "left")))
+    table = Rows(
+        "place",
+        *map(number, columns),
+        heading=["nothing was changed: this is where the entity is"] if dry_run else [],
+    )
     for each in found:
         counts = [] if dry_run else [f"{removed.get(each.place, 0):,}"]
-        table.add_row(each.place, f"{each.n_files:,}", f"{each.n_bytes:,}", *counts, f"{each.n_found:,}")
+        table.add(each.place, f"{each.n_files:,}", f"{each.n_bytes:,}", *counts, f"{each.n_found:,}")
     Screen().print(table)

@@ -8,15 +8,21 @@ import click
 from unskew import settings
 from unskew.cli.screen import Screen, say_json, styled
 from unskew.features.errors import RequestError
+from unskew.features.folding import Column
 from unskew.features.printing import printable
 from unskew.features.view import View, ViewEntity
 
 if TYPE_CHECKING:
+    import datetime as dt
+
     from rich.text import Text
 
     from unskew.features.registry import Published
     from unskew.features.types import Type
     from unskew.serving.online import OnlineReader
+
+
+VALUE = Column(name="value", right=True, wraps=True)
 
 
 @click.command()
@@ -88,17 +94,24 @@ def get(
     row = answer.frame.row(0, named=True)
     values = {reference.partition(":")[2]: row[reference.replace(":", "__")] for reference in references}
     judged = answer.metadata[features.partition(":")[0]].row(0, named=True)
-    as_of = None if judged["as_of"] is None else judged["as_of"].isoformat(timespec="microseconds")
     if as_json:
         entity = {
             name: int(row[name]) if kind == "int64" else row[name]
             for name, kind in zip(view.entity.keys, view.entity.types, strict=True)
         }
         features_found = {name: plain(value) for name, value in values.items()}
-        found = {"view": view.id, "entity": entity, "features": features_found, **judged, "as_of": as_of}
+        found = {
+            "view": view.id,
+            "entity": entity,
+            "features": features_found,
+            **judged,
+            "as_of": plain(judged["as_of"]),
+        }
         say_json(found)
         return
-    _print_table(view, entity_row, values, as_of=as_of, status=judged["status"], provisional=judged["provisional"])
+    _print_table(
+        view, entity_row, values, as_of=judged["as_of"], status=judged["status"], provisional=judged["provisional"]
+    )
 
 
 def _compute(
@@ -112,7 +125,7 @@ def _compute(
     as_json: bool,
 ) -> None:
     """Show on-demand features, or those of a service."""
-    from unskew.cli.tables import titled
+    from unskew.features.folding import Rows, prose
     from unskew.features.on_request import wanted
     from unskew.features.references import Demanded
     from unskew.features.showing import plain, shown
@@ -134,24 +147,29 @@ def _compute(
     shown_as = {each.column: each.reference if what == "service" else each.feature.name for each in request.asked}
     values = {name: row[column] for column, name in shown_as.items()}
     judged = {name: frame.row(0, named=True) for name, frame in answer.metadata.items()}
-    instant = answer.now.isoformat(timespec="microseconds")
     if as_json:
         views = {name: {**its, "as_of": plain(its["as_of"])} for name, its in judged.items()}
         found = {name: plain(value) for name, value in values.items()}
-        say_json({what: title, "entity": entity, "inputs": given, "now": instant, "features": found, "views": views})
+        say_json(
+            {
+                what: title,
+                "entity": entity,
+                "inputs": given,
+                "now": plain(answer.now),
+                "features": found,
+                "views": views,
+            }
+        )
         return
-    heading: list[str | Text] = [styled(title, "bold"), f"now {instant}"]
+    heading: list[str | Text] = [styled(title, "bold"), f"now {shown(answer.now)}"]
     heading += [printable(f"{name} {value!r}") for name, value in (entity | given).items()]
     for name, its in judged.items():
         how = f"{its['status']}{', provisional' if its['provisional'] else ''}"
-        heading.append(f"{name} as of {plain(its['as_of']) or 'unknown'}  {how}")
-    table = titled(heading)
-    table.add_column("feature", overflow="fold")
-    table.add_column("value", justify="right", overflow="fold")
-    table.add_column("expression", overflow="fold")
+        heading.append(f"{name} {_as_of(its['as_of'])}  {how}")
+    table = Rows("feature", VALUE, prose("expression"), heading=heading)
     for each in request.asked:
         name = shown_as[each.column]
-        table.add_row(name, shown(values[name]), (each.feature.value or "") if isinstance(each, Demanded) else "")
+        table.add(name, shown(values[name]), (each.feature.value or "") if isinstance(each, Demanded) else "")
     Screen().print(table)
 
 
@@ -228,16 +246,22 @@ def _entity_row(view: View, keys: tuple[str, ...]) -> dict[str, str]:
     return _keys_by_name([entity], view.name, keys)
 
 
+def _as_of(instant: "dt.datetime | None") -> str:
+    from unskew.features.time import format_instant
+
+    return "as of an instant that is not known" if instant is None else f"as of {format_instant(instant)}"
+
+
 def _print_table(
     view: View,
     entity_row: Mapping[str, str],
     values: Mapping[str, Any],
     *,
-    as_of: str | None,
+    as_of: "dt.datetime | None",
     status: str,
     provisional: bool,
 ) -> None:
-    from unskew.cli.tables import titled
+    from unskew.features.folding import Rows
     from unskew.features.showing import shown
 
     # An empty key, or one with spaces at its ends, would not be seen.
@@ -245,15 +269,12 @@ def _print_table(
     how = f"{status}, provisional" if provisional else status
     heading: list[str | Text] = [
         styled(view.id, "bold").append(printable(f"  {entity}"), "not bold"),
-        f"as of {as_of or 'unknown'}  {how}",
+        f"{_as_of(as_of)}  {how}",
     ]
-    table = titled(heading)
-    table.add_column("feature", overflow="fold")
-    table.add_column("value", justify="right", overflow="fold")
-    table.add_column("window")
+    table = Rows("feature", VALUE, "window", heading=heading)
     for name, value in values.items():
         feature = view.feature(name)
         assert feature is not None
         windows = view.window_text(feature)
-        table.add_row(name, shown(value), windows)
+        table.add(name, shown(value), windows)
     Screen().print(table)

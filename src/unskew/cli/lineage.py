@@ -97,9 +97,9 @@ def lineage(
             say_json(event)
     else:
         screen = Screen()
-        screen.print(_label(named[0], bold=True), soft_wrap=True)
+        screen.print(_label(named[0], bold=True))
         for title, step in (("comes from", _reads(graph)), ("is read by", _read_by(graph))):
-            screen.print(_tree(title, graph, named, step), soft_wrap=True)
+            screen.print(_tree(title, graph, named, step))
 
 
 Step = Callable[["Node"], Iterable[tuple[str, str]]]

@@ -36,7 +36,7 @@ def head(view: str, definitions: tuple[Path, ...], log: Path, rows: int, as_json
             --definitions examples/complete_journey
     """
     opened = _open(view, definitions, log)
-    _show(opened, view, opened.head(rows), as_json=as_json)
+    _show(opened, opened.head(rows), as_json=as_json)
 
 
 @log.command(short_help="Show the last rows of VIEW, or of one entity.")
@@ -66,7 +66,7 @@ def tail(
     """
     opened = _open(view, definitions, log)
     if not entity:
-        _show(opened, view, opened.tail(rows), as_json=as_json)
+        _show(opened, opened.tail(rows), as_json=as_json)
         return
     from unskew.features.keys import OneEntity
     from unskew.offline.bar import shown
@@ -80,7 +80,7 @@ def tail(
     if found.is_empty() and not as_json:
         say(f"the log of {view} has no rows of {opened.view.entity.name} {' '.join(entity)}")
     else:
-        _show(opened, view, found.tail(rows), as_json=as_json)
+        _show(opened, found.tail(rows), as_json=as_json)
 
 
 @log.command(short_help="Count rows and files of VIEW's log, and show its coverage.")
@@ -98,11 +98,10 @@ def stats(view: str, definitions: tuple[Path, ...], log: Path, as_json: bool) ->
         unskew log stats household_purchases --log data/log \\
             --definitions examples/complete_journey
     """
-    from rich.table import Table
-
     from unskew.cli.live import late_table
+    from unskew.features.folding import Rows, prose
     from unskew.features.ledger import written
-    from unskew.features.showing import plain
+    from unskew.features.showing import plain, shown
 
     opened = _open(view, definitions, log)
     found = opened.stats()
@@ -110,7 +109,7 @@ def stats(view: str, definitions: tuple[Path, ...], log: Path, as_json: bool) ->
         figures = {name: plain(value) for name, value in vars(found).items() if name != "ledger"}
         say_json({"view": opened.view.id, **figures, "late": written(found.ledger)}, indent=2)
         return
-    table = Table(show_header=False)
+    table = Rows("", prose(""), heading=[styled(f"{opened.view.id}  {opened.root}", "bold")])
     causes = ", ".join(f"{cause} {n:,}" for cause, n in found.causes.items())
     for name, text in (
         ("rows", f"{found.rows:,}" + (f"  ({causes})" if causes else "")),
@@ -118,43 +117,39 @@ def stats(view: str, definitions: tuple[Path, ...], log: Path, as_json: bool) ->
         ("shards", f"{found.shards:,}"),
         ("files", f"{found.files:,}"),
         ("bytes", f"{found.bytes:,}"),
-        ("available_at", f"{found.first} to {found.last}" if found.rows else "-"),
-        ("since", str(found.since or "-")),
-        *([("kept from", f"{found.kept_from}, by unskew retain")] if found.kept_from else []),
-        ("complete to", str(found.complete_to or "-")),
+        ("available_at", f"{shown(found.first)} to {shown(found.last)}" if found.rows else "no rows yet"),
+        ("since", shown(found.since) if found.since else "no event was seen yet"),
+        *([("kept from", f"{shown(found.kept_from)}, by unskew retain")] if found.kept_from else []),
+        ("complete to", shown(found.complete_to) if found.complete_to else "no instant yet"),
     ):
-        table.add_row(name, text)
+        table.add(name, text)
     console = Screen()
-    # Not the table's title, which would be folded to its width.
-    console.print(styled(f"{opened.view.id}  {opened.root}", "bold"), soft_wrap=True)
     console.print(table)
     if found.ledger.windows:
+        console.print()
         console.print(late_table(opened.view, found.ledger))
 
 
-def _show(opened: "ViewLog", view: str, frame: "pl.DataFrame", *, as_json: bool) -> None:
-    """Print rows of a log. ``view``: what was asked for."""
-    from rich.table import Table
-
+def _show(log: "ViewLog", frame: "pl.DataFrame", *, as_json: bool) -> None:
+    """Print rows of a log."""
+    from unskew.features.folding import Column, Rows
     from unskew.features.showing import plain, shown
 
     if as_json:
         rows = [{name: plain(value) for name, value in row.items()} for row in frame.iter_rows(named=True)]
-        say_json({"view": opened.view.id, "rows": rows}, indent=2)
+        say_json({"view": log.view.id, "rows": rows}, indent=2)
         return
     if frame.is_empty():
-        say(f"the log of {view} has no rows yet")
+        say(f"the log of {log.view.id} has no rows yet")
         return
-    table = Table(header_style="bold")
-    for name, dtype in frame.schema.items():
-        table.add_column(name, justify="right" if dtype.is_numeric() else "left", overflow="fold")
+    columns = (
+        Column(name=name, right=dtype.is_numeric(), wraps=dtype.is_nested()) for name, dtype in frame.schema.items()
+    )
+    # An entity's keys and the instant, which come first, say which row it is.
+    table = Rows(*columns, keys=len(log.view.entity.keys) + 1)
     for row in frame.iter_rows():
-        table.add_row(*map(shown, row))
-    console = Screen()
-    if not console.is_terminal:
-        whole = console.measure(table, options=console.options.update(max_width=10_000)).maximum
-        console = Screen(width=max(console.width, whole))
-    console.print(table)
+        table.add(*map(shown, row))
+    Screen().print(table)
 
 
 def _open(name: str, definitions: tuple[Path, ...], log_root: Path) -> "ViewLog":

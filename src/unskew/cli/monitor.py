@@ -11,18 +11,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unskew import settings
-from unskew.cli.screen import Screen, lines, say, say_json, styled
+from unskew.cli.screen import Screen, say, say_json, styled
 from unskew.features.printing import printable_json
 from unskew.sinks.wall import wall_us
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
+    from unskew.features.folding import Rows
     from unskew.monitoring.watch import FeatureLook, Look, Over, ViewLook, Watch
 
 OVER = 3
 """The exit code where something is over its limit; 1 is an error, 2 a wrong option."""
-_WIDE = 110
 _STYLES = {"drift": "bold red", "missing": "bold red", "too few": "yellow", "fine": "green", "no baseline": "dim"}
 
 
@@ -206,17 +204,16 @@ def _show(look: "Look", *, as_json: bool, indent: int | None = None) -> None:
     if as_json:
         say_json(_plain(look), indent=indent)
         return
-    console = Screen(width=_WIDE)
+    console = Screen()
     for view in look.views:
-        console.print(lines(_heading(view)), soft_wrap=True)
-        console.print(_table(view, console.width))
+        console.print(_table(view))
         for example in view.examples:
-            console.print(styled(f"served otherwise: {example}", "red"), soft_wrap=True)
+            console.print(styled(f"served otherwise: {example}", "red"))
         console.print()
     for one in look.over:
-        console.print(styled(f"over its limit: {one}", "bold red"), soft_wrap=True)
+        console.print(styled(f"over its limit: {one}", "bold red"))
     if not look.over and not look.refused:
-        console.print(styled("nothing is over its limit", "bold green"), soft_wrap=True)
+        console.print(styled("nothing is over its limit", "bold green"))
 
 
 def _show_changes(before: "Sequence[Over]", now: "Sequence[Over]") -> None:
@@ -248,20 +245,13 @@ def _heading(view: "ViewLook") -> list[Any]:
     return found
 
 
-def _table(view: "ViewLook", width: int) -> "Table":
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
+def _table(view: "ViewLook") -> "Rows":
+    from unskew.features.folding import Rows, number
 
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    table.add_column("feature", overflow="fold")
-    table.add_column("of", no_wrap=True)
-    table.add_column("against", overflow="fold")
-    numbers = ["n", "missing", "PSI", "limit", *(["KL", "JS"] if width >= _WIDE else [])]
-    for name in numbers:
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("state", no_wrap=True)
+    numbers = ("values", "missing (before)", "PSI", "limit of PSI", "KL", "JS")
+    table = Rows("feature", "values of", "baseline", "state", *map(number, numbers), keys=3, heading=_heading(view))
     for one in view.features:
-        table.add_row(one.feature, one.of, one.baseline or "-", *_numbers(one)[: len(numbers)], _state(one))
+        table.add(one.feature, one.of, one.baseline or "none", _state(one), *_numbers(one))
     return table
 
 

@@ -83,7 +83,7 @@ def plan(
         unskew plan definitions/ --log data/log --archive data/archive
     """
     from unskew.cli.applying import as_data, show_plan
-    from unskew.cli.diff import WIDTH, plain_diff, show_diff
+    from unskew.cli.diff import plain_diff, show_diff
     from unskew.cli.known import models_of
 
     trained = () if models is None else models_of(models)
@@ -99,7 +99,7 @@ def plan(
         else:
             show_plan(found, services, copy, trained)
             for one in differ:
-                show_diff(one, Screen(width=WIDTH))
+                show_diff(one, Screen())
     refuse(found.refused)
     if found.changes:
         raise click.exceptions.Exit(CHANGES)

@@ -39,6 +39,7 @@ def log_(log: Path | None, registry: Path | None, revisions: int, as_json: bool)
         unskew registry log --log data/log
     """
     from unskew.features.revision import described
+    from unskew.features.time import format_instant
 
     record = _record(registry, log)
     if not record.numbers():
@@ -50,7 +51,7 @@ def log_(log: Path | None, registry: Path | None, revisions: int, as_json: bool)
     for one in found:
         commit = "" if one.git is None else f"  {one.git.commit[:12]}{' (changed)' if one.git.changed else ''}"
         said = f"  {one.message}" if one.message else ""
-        say(f"{one.number}  {one.at:%Y-%m-%d %H:%M:%S}Z  {one.by}  {one.command}{commit}{said}")
+        say(f"{one.number}  {format_instant(one.at.replace(microsecond=0))}  {one.by}  {one.command}{commit}{said}")
         for line in one.plan:
             say(f"    {line}")
 
@@ -75,14 +76,14 @@ def show(revision: int | None, log: Path | None, registry: Path | None, as_json:
         unskew registry show 3 --log data/log
     """
     from unskew.features.revision import described
-    from unskew.features.time import format_duration
+    from unskew.features.time import format_duration, format_instant
 
     record = _record(registry, log)
     one = record.read_last() if revision is None else record.read(revision)
     if as_json:
         say_json(described(one), indent=2)
         return
-    say(f"revision {one.number}, {one.at:%Y-%m-%d %H:%M:%S}Z, by {one.by}: {one.command}")
+    say(f"revision {one.number}, {format_instant(one.at.replace(microsecond=0))}, by {one.by}: {one.command}")
     if one.message:
         say(one.message)
     if one.git is not None:

@@ -219,14 +219,18 @@ def _refuse_unread(plan: "Plan", archive: Path, state: Path, cut: "dt.date") -> 
 
 
 def _show(found: "Sequence[Retained]", *, dry_run: bool) -> None:
-    from rich.table import Table as Shown
+    from unskew.features.folding import Rows, number
 
-    table = Shown(title="nothing was changed: this would be done" if dry_run else None, header_style="bold")
-    for name in ("table", "kept from", "files before", "bytes", "rows", "rows kept", "deleted", "to be deleted"):
-        table.add_column(name, justify="left" if name in {"table", "kept from"} else "right")
+    counts = ("files before", "bytes before", "rows before", "rows kept", "files deleted", "files to be deleted")
+    table = Rows(
+        "table",
+        "kept from",
+        *map(number, counts),
+        heading=["nothing was changed: this would be done"] if dry_run else [],
+    )
     for one in found:
         of_log = one.table.name.startswith("log ")
-        table.add_row(
+        table.add(
             one.table.name,
             str(one.cut),
             f"{one.files:,}",

@@ -5,22 +5,20 @@ import signal
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import click
 
 from unskew import settings
-from unskew.cli.screen import say, say_json, say_lines
+from unskew.cli.screen import say_lines
 from unskew.features.errors import RequestError, Stopped, UnskewError
 from unskew.features.local import local_path
 
 if TYPE_CHECKING:
-    from unskew.pipelines.watch.running import Status
+    from unskew.cli.account import Account
 
 
 @click.command()
@@ -93,11 +91,13 @@ if TYPE_CHECKING:
 @click.option(
     "--progress",
     "progress",
-    type=click.Choice(["plain", "json", "none"]),
-    default="plain",
+    type=click.Choice(["auto", "plain", "json", "none"]),
+    default="auto",
     show_default=True,
-    help="Format of the line that is printed every second on standard output.",
+    help="How far it is: auto shows a live display in a terminal, and prints a line a minute on standard error elsewhere, as "
+    "plain does everywhere; json prints an object every second on standard output; none prints nothing but errors.",
 )
+@settings.log_format
 def run(
     definitions: tuple[Path, ...],
     bootstrap_servers: str,
@@ -130,10 +130,13 @@ def run(
     replace: bool,
     epoch: str,
     progress: str,
+    log_format: str,
 ) -> None:
     """Run the pipeline: Kafka to exact windowed features in Redis and the Parquet log.
 
     It runs what was applied (`unskew apply`); with --apply it applies the definitions first.
+
+    It says at its start what it runs, meanwhile how far it is, and at its end why it ends; on standard error.
 
     The pipeline continues from the recovery store under --state. It stops cleanly on SIGTERM and Ctrl-C: everything
     that was read is written, and nothing is left to replay.
@@ -147,6 +150,7 @@ def run(
     stop = threading.Event()
     with stopping_on_signals(stop):
         # Under the handlers: these imports take a second or more, and the order to stop may come meanwhile.
+        from unskew.cli.account import Account, Kind, log_as_json
         from unskew.cli.applying import applied_at_start
         from unskew.features.definitions.load import load
         from unskew.pipelines.deployment import Deployment
@@ -183,20 +187,54 @@ def run(
             poll_records=poll_records,
             drop=drop,
         )
-        with suppress(Stopped), without_panics():
+        as_json = log_format == "json"
+        if as_json:
+            log_as_json()
+        account = Account(deployment, cast("Kind", progress), as_json=as_json)
+        with suppress(Stopped), without_panics(), _told(account, stop, as_json=as_json):
             plan = load(*definitions)
             if applies:
                 applied_at_start(
                     plan, definitions, settings.record_of(registry, log), state, stop, command="run", drop=drop
                 )
-            run_pipeline(plan, deployment, stop=stop, report=_reporter(progress), give_up=_give_up)
+            run_pipeline(
+                plan,
+                deployment,
+                stop=stop,
+                report=account.report,
+                begun=lambda partitions: account.begun(plan, partitions),
+                give_up=lambda error: _give_up(error, account, as_json=as_json),
+            )
 
 
-def _give_up(error: UnskewError) -> None:
+@contextmanager
+def _told(account: "Account", stop: threading.Event, *, as_json: bool) -> Iterator[None]:
+    """Say at the end why the run ends; an error is told there alone if lines are JSON."""
+    try:
+        yield
+    except Stopped:
+        account.ended(_ASKED)
+        raise
+    except Exception as error:
+        account.ended(_FAILED, error)
+        if as_json:
+            raise click.exceptions.Exit(1) from error
+        raise
+    account.ended(_ASKED if stop.is_set() else "the topics were read to their end")
+
+
+_ASKED = "it was asked to stop"
+_FAILED = "it failed"
+
+
+def _give_up(error: UnskewError, account: "Account", *, as_json: bool) -> None:
     """End this process at once with an error, or with success if it was asked to stop."""
     if isinstance(error, Stopped):
+        account.ended(_ASKED)
         os._exit(0)
-    say_lines(f"error: {error}")
+    account.ended(_FAILED, error)
+    if not as_json:
+        say_lines(f"error: {error}")
     os._exit(1)
 
 
@@ -236,7 +274,7 @@ def without_panics() -> Iterator[None]:
         ours = False
         try:
             yield
-        except (UnskewError, OSError):
+        except (UnskewError, OSError, click.exceptions.Exit):
             ours = True
             raise
         finally:
@@ -260,33 +298,3 @@ def _ends(end: str | None) -> dict[str, dict[int, int]] | Literal["now"] | None:
         raise RequestError(
             f'--end {end!r}: {error}; give \'now\' or a JSON file like {{"topic": {{"0": 1000, "1": 990}}}}'
         ) from error
-
-
-def _reporter(kind: str) -> "Callable[[Status], None] | None":
-    if kind == "none":
-        return None
-    if kind == "json":
-        return lambda status: say_json(asdict(status))
-    began = time.monotonic()
-    last = [began, 0.0]
-
-    from unskew.features.time import format_instant
-
-    def line(status: "Status") -> None:
-        now = time.monotonic()
-        rate = (status.consumed - last[1]) / max(now - last[0], 1e-9)
-        last[:] = [now, status.consumed]
-        clock = format_instant(status.clock_us) if status.clock_us is not None else "none yet"
-        if status.compiling:
-            say(f"{now - began:7.0f} s  compiling the kernel, once for each installation and processor")
-            return
-        if status.history is not None:
-            say(f"{now - began:7.0f} s  {status.history}")
-            return
-        repeats = "".join(f"  duplicates of {view} {n:,}" for view, n in status.duplicates.items())
-        say(
-            f"{now - began:7.0f} s  {status.consumed:,} events  {rate:,.0f}/s  {status.updates:,} updates  "
-            f"{status.rows:,} rows  clock {clock}  lag {status.lag:,}  late {status.late:,}  dead {status.dead:,}{repeats}"
-        )
-
-    return line

@@ -5,8 +5,7 @@ for a command, and Rich must not take it for markup.
 """
 
 import logging
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -16,41 +15,44 @@ from rich.console import Console
 from rich.text import Text
 from typing_extensions import override
 
+from unskew.features.folding import wrapped
 from unskew.features.printing import printable, printable_json
 
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
 
-PIPE_WIDTH = 200
-"""A file or a pager has room for whole lines."""
-
 
 class Screen(Console):
     """A console that prints strings as they are: no markup, and escapes for what a terminal would obey.
 
-    ``width``: the width where output goes to a file or a pipe. Only ``Text`` has styles; make it with ``styled``.
+    In a terminal, lines are broken at spaces alone, and never inside a word; its width is ``COLUMNS`` or its own, and
+    80 if it does not say. In a file or a pipe, lines stay whole. Only ``Text`` has styles; make it with ``styled``.
     """
 
-    def __init__(self, *, stderr: bool = False, width: int = PIPE_WIDTH) -> None:
-        stream = sys.stderr if stderr else sys.stdout
-        super().__init__(
-            stderr=stderr, width=None if stream.isatty() else width, markup=False, emoji=False, highlight=False
-        )
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+    @override
+    def print(self, *objects: Any, **options: Any) -> None:
+        options = {"crop": False, "soft_wrap": not self.is_terminal, **options}
+        super().print(*map(self._broken, objects), **options)
 
     @override
     def render_str(self, text: str, **options: Any) -> Text:
         # Rich makes every string that it lays out into text here.
         return super().render_str(printable(text), **options)
 
+    def _broken(self, one: Any) -> Any:
+        """Return text with the ends of its lines where they are in a terminal."""
+        if not self.is_terminal or not isinstance(one, (str, Text)):
+            return one
+        line_end = Text("\n", no_wrap=True, overflow="ignore")
+        return line_end.join(wrapped(styled(one) if isinstance(one, str) else one, self.width))
+
 
 def styled(text: str, style: str = "") -> Text:
     """Return a string as text with a style."""
     return Text(printable(text), style=style)
-
-
-def lines(parts: Iterable[str | Text]) -> Text:
-    """Return several lines as one text."""
-    return Text("\n").join(styled(part) if isinstance(part, str) else part for part in parts)
 
 
 def bar(*columns: "ProgressColumn") -> "Progress":
@@ -78,8 +80,12 @@ def phases(title: str) -> Iterator[Callable[[str, int, int], None]]:
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Print one line."""
-    click.echo(printable(text), err=err)
+    """Print one line; in a terminal it goes on in the next one at a space."""
+    screen = Screen(stderr=err)
+    if screen.is_terminal:
+        screen.print(text)
+    else:
+        click.echo(printable(text), err=err)
 
 
 def say_lines(text: str) -> None:
@@ -88,9 +94,9 @@ def say_lines(text: str) -> None:
         say(line, err=True)
 
 
-def say_json(value: Any, *, indent: int | None = None) -> None:
+def say_json(value: Any, *, indent: int | None = None, err: bool = False) -> None:
     """Print a value as JSON."""
-    click.echo(printable_json(value, indent=indent))
+    click.echo(printable_json(value, indent=indent), err=err)
 
 
 class Printable(logging.Formatter):

@@ -69,16 +69,13 @@ def search(
 
 
 def _print(hits: "list[Hit]") -> None:
-    from rich.table import Table
+    from unskew.features.folding import Rows, prose
 
-    table = Table(header_style="bold")
-    table.add_column("kind")
-    for name in ("name", "type", "window", "entity", "owner", "description"):
-        table.add_column(name, overflow="fold")
+    table = Rows("kind", "name", "type", prose("window"), "entity", "owner", prose("description"), keys=2)
     for hit in hits:
         about = hit.node.about
         texts = (about.get(word, "-") for word in ("type", "window", "entity", "owner", "description"))
-        table.add_row(hit.node.kind.replace("_", "-"), hit.node.name, *texts)
+        table.add(hit.node.kind.replace("_", "-"), hit.node.name, *texts)
     Screen().print(table)
 
 

@@ -1,11 +1,9 @@
 """Tables for people."""
 
-from collections.abc import Iterable
-
-from rich.table import Table
 from rich.text import Text
 
-from unskew.cli.screen import lines, styled
+from unskew.cli.screen import styled
+from unskew.features.folding import Rows, prose
 from unskew.features.on_demand import OnDemandView
 from unskew.features.printing import pairs, printable
 from unskew.features.service import Service
@@ -14,12 +12,7 @@ from unskew.features.time import format_duration
 from unskew.features.view import View, ViewFeature, ViewWindow
 
 
-def titled(heading: Iterable[str | Text]) -> Table:
-    """Return a table without columns yet, with lines above it."""
-    return Table(title=lines(heading), title_justify="left", title_style="", header_style="bold")
-
-
-def view_table(view: View) -> Table:
+def view_table(view: View) -> Rows:
     """Return a table of a view's features, with what they have in common above it."""
     keys = ", ".join(f"{key} {dtype}" for key, dtype in zip(view.entity.keys, view.entity.types, strict=True))
     partitioned = ", partitioned by the entity" if view.partitioned else ""
@@ -42,15 +35,16 @@ def view_table(view: View) -> Table:
         heading.insert(-2, f"where {view.where}")
     if not view.serving:
         heading.insert(1, f"another version serves: {view.name}:feature does not mean this one")
-    table = titled(heading)
-    for column in ("feature", "type", "aggregation", "window", "hop", "default", "owner", "description"):
-        table.add_column(column, overflow="fold")
+    table = Rows(
+        *("feature", "type", prose("aggregation"), "window", "hop", prose("default"), "owner", prose("description")),
+        heading=heading,
+    )
     for feature in view.features:
-        table.add_row(*_cells(view, feature))
+        table.add(*_cells(view, feature))
     return table
 
 
-def on_demand_table(one: OnDemandView) -> Table:
+def on_demand_table(one: OnDemandView) -> Rows:
     """Return a table of on-demand features, with their inputs above it."""
     heading: list[str | Text] = [
         styled(one.id, "bold").append(printable(f"  {one.description}" if one.description else ""), "not bold"),
@@ -60,11 +54,11 @@ def on_demand_table(one: OnDemandView) -> Table:
     ]
     if one.tags:
         heading.append(f"tags {pairs(one.tags)}")
-    table = titled(heading)
-    for column in ("feature", "type", "expression", "default", "owner", "description"):
-        table.add_column(column, overflow="fold")
+    table = Rows(
+        *("feature", "type", prose("expression"), prose("default"), "owner", prose("description")), heading=heading
+    )
     for feature in one.features:
-        table.add_row(
+        table.add(
             feature.name,
             feature.type,
             feature.value or "",
@@ -75,7 +69,7 @@ def on_demand_table(one: OnDemandView) -> Table:
     return table
 
 
-def service_table(service: Service) -> Table:
+def service_table(service: Service) -> Rows:
     """Return a table of a service's features, in the order of its columns."""
     heading: list[str | Text] = [
         styled(f"service {service.name}", "bold").append(
@@ -85,11 +79,9 @@ def service_table(service: Service) -> Table:
     ]
     if service.tags:
         heading.append(f"tags {pairs(service.tags)}")
-    table = titled(heading)
-    for column in ("feature", "type", "read from", "default"):
-        table.add_column(column, overflow="fold")
+    table = Rows("feature", "type", "read from", prose("default"), heading=heading)
     for one in service.features:
-        table.add_row(one.reference, one.type, one.view, shown(one.default))
+        table.add(one.reference, one.type, one.view, shown(one.default))
     return table
 
 

@@ -248,19 +248,17 @@ def _references(given: Sequence[str], known: "Published") -> list[str]:
 
 
 def _show(found: "HistoricalFeatures") -> None:
-    from rich.table import Table
+    from unskew.features.folding import Column, Rows
 
     head, rows = found.overview()
-    table = Table(header_style="bold")
-    for at, name in enumerate(head):
-        table.add_column(name, justify="left" if at < 3 else "right", overflow="fold")
+    table = Rows(*(Column(name=name, right=at >= 3) for at, name in enumerate(head)))
     for row in rows:
-        table.add_row(*row)
+        table.add(*row)
     console = Screen()
     first, *others = found.headline()
     console.print(styled(first, "bold"))
     for line in others:
-        console.print(line, soft_wrap=True)
+        console.print(line)
     console.print(table)
     for warning in found.warnings:
         say(f"warning: {warning}", err=True)

@@ -14,8 +14,7 @@ from unskew.features.errors import RequestError
 from unskew.features.nearest import nearest
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
+    from unskew.features.folding import Rows
     from unskew.features.plan import Plan
     from unskew.features.versions import Versions
     from unskew.features.view import View
@@ -95,15 +94,13 @@ def value(
 
     \b
     Columns of the table:
-        rows          share of the view's log rows that are there for it alone
-        redis         bytes of an entity in Redis, on average
-        kernel        kernel time with it / without it, and half of the spread
-        5 min, 1 h, 1 d
-                      requests at which it differs from its value so long before
-        loss          score that a model loses when its values are shuffled
-        at 1 h, at 1 d
-                      the same of a model whose features are all so old
-        read by       services, and models of --model
+        rows of its own  share of the view's log rows that are there for it alone
+        Redis bytes      bytes of an entity in Redis, on average
+        kernel time      with it / without it, and half of the spread
+        differs 1 h old  requests at which it differs from its value so long before
+        loss             score that a model loses when its values are shuffled
+        loss 1 h old     the same of a model whose features are all so old
+        read by          services, and models of --model
 
     A candidate to retire is a feature whose loss cannot be told from chance or is at most 0.001, or, without a model,
     one that nobody reads; and so are all that are derived of it. Of two features that say the same, neither seems to
@@ -158,18 +155,18 @@ def value(
     screen = Screen()
 
     def say_unknown(line: str) -> None:
-        screen.print(styled(f"not known: {line}", "dim"), soft_wrap=not screen.is_terminal)
+        screen.print(styled(f"not known: {line}", "dim"))
 
     everywhere = [line for line in found[0].unknown if all(line in one.unknown for one in found)]
     for number, one in enumerate(found):
         if number:
             screen.print()
         for line in _about(one):
-            screen.print(line, soft_wrap=True)
-        screen.print(_table(one, screen.width))
+            screen.print(line)
+        screen.print(_table(one))
         screen.print()
         for feature in one.features:
-            screen.print(_sentence(feature), soft_wrap=not screen.is_terminal)
+            screen.print(_sentence(feature))
         for line in one.unknown:
             if line not in everywhere:
                 say_unknown(line)
@@ -294,19 +291,14 @@ def _about(one: "ViewValue") -> Iterator[Any]:
         yield f"  model of {model.target}: {model.metric} {scores} ({model.n_train:,} labels train, {model.n_test:,} later ones score)"
 
 
-def _table(one: "ViewValue", width: int) -> "Table":
-    from rich.table import Table
-
+def _table(one: "ViewValue") -> "Rows":
+    from unskew.features.folding import Rows, number, prose
     from unskew.monitoring.value.freshness import AGES, NOW
     from unskew.monitoring.value.worth import percent
 
-    is_wide = width >= 100
-    table = Table(header_style="bold", box=None, padding=(0, 1 + is_wide, 0, 0), pad_edge=False)
-    table.add_column("feature", overflow="fold", min_width=10)
-    for name in ("rows", "redis", "kernel", *AGES, "loss", "at 1 h", "at 1 d"):
-        table.add_column(name, justify="right", no_wrap=True)
-    if is_wide:
-        table.add_column("read by", overflow="fold")
+    ages = (f"differs {age} old" for age in AGES)
+    numbers = ("rows of its own", "Redis bytes", "kernel time", *ages, "loss", "loss 1 h old", "loss 1 d old")
+    table = Rows("feature", *map(number, numbers), prose("read by"))
     for feature in one.features:
         time_ = feature.kernel_time
         shares = [
@@ -319,7 +311,7 @@ def _table(one: "ViewValue", width: int) -> "Table":
             _UNKNOWN if (loss := feature.importances.get(age)) is None else f"{loss.mean:.4f}"
             for age in (NOW, "1 h", "1 d")
         ]
-        table.add_row(
+        table.add(
             styled(feature.name, "bold red" if feature.is_candidate else ""),
             _UNKNOWN if feature.row_share is None else f"{percent(feature.row_share)}%",
             _UNKNOWN if feature.redis_bytes is None else f"{feature.redis_bytes:.0f}",
@@ -328,7 +320,7 @@ def _table(one: "ViewValue", width: int) -> "Table":
             else f"{time_.median:.2f}±{(time_.most - time_.least) / 2:.2f}".replace("±0.", "±."),
             *shares,
             *losses,
-            *([", ".join(feature.readers) or "nobody" if feature.readers is not None else _UNKNOWN] if is_wide else []),
+            ", ".join(feature.readers) or "nobody" if feature.readers is not None else _UNKNOWN,
         )
     return table
 

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Self
 
@@ -32,6 +32,7 @@ class Progress(msgspec.Struct, frozen=True):
     rows: int = 0
     clock_us: int | None = None
     lag: int = 0
+    duplicates: Mapping[str, int] = {}
     compiling: bool = False
     history: str | None = None
 

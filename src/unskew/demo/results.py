@@ -1,7 +1,7 @@
 """Tables of the results: current features, and a training set of past values."""
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from unskew.features.plan import Plan, ViewPlan
+from unskew.features.time import format_instant
 from unskew.store import FeatureStore
 
 N_HOUSEHOLDS = 3
@@ -79,10 +80,10 @@ def summary(frame: pl.DataFrame) -> Table:
             name,
             str(dtype.base_type()).lower(),
             f"{column.null_count():,}",
-            _shown(column.min(), "%Y-%m-%d"),
+            _shown(column.min()),
             # The mean of a key has no meaning.
             _shown(column.mean()) if dtype.is_numeric() and not name.endswith("_id") else "",
-            _shown(column.max(), "%Y-%m-%d"),
+            _shown(column.max()),
         )
     return table.table
 
@@ -111,7 +112,7 @@ class _Turned:
         self.table.add_row(f"  {feature}" if view else feature, *cells)
 
 
-def _shown(value: Any, instants: str = "%d %b %H:%M") -> str:
+def _shown(value: Any) -> str:
     match value:
         case None:
             return "-"
@@ -120,5 +121,5 @@ def _shown(value: Any, instants: str = "%d %b %H:%M") -> str:
         case float():
             return f"{value:,.2f}"
         case datetime():
-            return value.astimezone(UTC).strftime(instants)
+            return format_instant(value)
     return str(value)

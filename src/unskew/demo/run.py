@@ -17,7 +17,6 @@ import polars as pl
 from rich.console import Console
 
 from unskew.demo import journey, results
-from unskew.demo.display import Display
 from unskew.demo.embedded import EmbeddedBroker, EmbeddedRedis
 from unskew.demo.folders import Folders
 from unskew.demo.pacing import PacedProducer, paced
@@ -28,6 +27,7 @@ from unskew.features.errors import UnskewError
 from unskew.features.plan import Plan
 from unskew.monitoring.audit import audit
 from unskew.monitoring.report import audit_table, difference_lines, engines_line
+from unskew.pipelines.watch.display import Display
 from unskew.sinks.tables.layout import published_files
 from unskew.store import FeatureStore
 
@@ -35,6 +35,7 @@ N_AUDITED = 2_000
 # The group to which `unskew run` commits, with its default prefix and name.
 GROUP = "unskew-main"
 _POLL_S = 0.2
+LINE_EVERY_S = 5.0
 
 
 class DemoFailed(UnskewError):
@@ -130,7 +131,7 @@ def _stream(
         *("--epoch", "1s"),
     ]
     total = sum(topic.n_records for topic in topics.values())
-    with Display(console, total) as display:
+    with Display(console, total, every_s=LINE_EVERY_S) as display:
 
         def watch(pipeline: PipelineProcess, before: Progress, until: int) -> bool:
             """Show progress until the pipeline ends or has consumed ``until`` records; return whether it ended."""
@@ -231,7 +232,7 @@ def _audit(console: Console, plan: Plan, folders: Folders, *, redis_url: str, se
             progress=lambda step, done, total: status.update(f"Audit: {step} {done:,} of {total:,}"),
         )
     console.print()
-    console.print(audit_table(report))
+    console.print(audit_table(report), crop=False)
     console.print(f"{engines_line(report)}; audited in {time.monotonic() - began_s:.1f} s", highlight=False)
     faults = [f"the audit: {line}" for line in difference_lines(report)]
     if ahead := sum(view.ahead for view in report.views):

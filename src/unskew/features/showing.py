@@ -5,11 +5,12 @@ import json
 from decimal import Decimal
 from typing import Any
 
+from unskew.features.time import format_instant
 from unskew.features.types import MAP_KEY, MAP_VALUE
 
 
 def shown(value: Any) -> str:
-    """Return a value as text for people: null as ``-``, an instant in ISO 8601, a map as ``{key: value}``.
+    """Return a value as text for people: null as ``-``, an instant in RFC 3339, a map as ``{key: value}``.
 
     Text is quoted if a terminal cannot print all of it, and inside lists and maps.
     """
@@ -19,7 +20,7 @@ def shown(value: Any) -> str:
         case str():
             return value if value.isprintable() else _quoted(value)
         case dt.datetime():
-            return value.isoformat(" ").replace("+00:00", "Z")
+            return format_instant(value)
         case [dict(), *_]:
             members = (f"{_quoted(member[MAP_KEY])}: {_inside(member[MAP_VALUE])}" for member in value)
             return f"{{{', '.join(members)}}}"

@@ -128,9 +128,14 @@ def moment_of(instant: int) -> datetime:
     return EPOCH + timedelta(microseconds=int(instant))
 
 
-def format_instant(instant: int) -> str:
-    """Return an instant in microseconds as ISO 8601 text in UTC, for people: ``2017-03-26T01:00:00.000005Z``."""
-    return moment_of(instant).isoformat().replace("+00:00", "Z")
+def format_instant(instant: int | datetime) -> str:
+    """Return an instant, in microseconds or as a datetime, as people read it everywhere: RFC 3339 in UTC.
+
+    ``2017-03-26T01:00:00Z``, and ``2017-03-26T01:00:00.000005Z`` if its microseconds are not zero. A datetime without
+    an offset is UTC.
+    """
+    moment = moment_of(instant_us(instant) if isinstance(instant, datetime) else instant)
+    return moment.isoformat().replace("+00:00", "Z")
 
 
 def day_of(instant: int) -> date:

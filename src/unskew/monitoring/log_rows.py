@@ -39,7 +39,7 @@ def named_events(log: ViewLog, events: pl.DataFrame) -> NamedEvents:
         if len(wrong):
             lacking += len(wrong)
             partition, offset, at, *_ = wrong.row(0)
-            example = f"partition {partition}, offset {offset} ({at})"
+            example = f"partition {partition}, offset {offset} ({format_instant(at)})"
     view = log.view
     return NamedEvents(
         first=first,
@@ -210,11 +210,7 @@ def _place(row: Origin, keys: list[str]) -> tuple[Key, int]:
 
 def _origin(row: Origin) -> Origin:
     found = {name: row[name] for name in ("available_at", *_ORIGIN)}
-    return {name: _text(value) if isinstance(value, dt.datetime) else value for name, value in found.items()}
-
-
-def _text(instant: dt.datetime) -> str:
-    return instant.isoformat().replace("+00:00", "Z")
+    return {name: format_instant(value) if isinstance(value, dt.datetime) else value for name, value in found.items()}
 
 
 def _expected(row: Row | None) -> Origin:

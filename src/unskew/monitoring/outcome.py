@@ -49,7 +49,7 @@ class Difference:
 
 def _shown(value: object) -> str:
     """Return the value as text, so that different values look different: 1, 1.0, True and '1'."""
-    return value.isoformat() if isinstance(value, dt.datetime) else repr(value)
+    return format_instant(value) if isinstance(value, dt.datetime) else repr(value)
 
 
 @dataclass(kw_only=True)

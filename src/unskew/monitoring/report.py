@@ -2,14 +2,12 @@
 
 from collections.abc import Iterable
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
+from unskew.features.folding import Rows, number
 from unskew.features.on_demand import OnDemandView
 from unskew.monitoring.outcome import AuditReport
 
 
-def audit_table(report: AuditReport) -> Table:
+def audit_table(report: AuditReport) -> Rows:
     """Return a table with a row for each view and one for all, which shows how much was compared.
 
     The column ``served`` appears only if there was a sample of it, and ``left out`` only if something was.
@@ -17,38 +15,24 @@ def audit_table(report: AuditReport) -> Table:
     columns = {
         "events": [view.events for view in report.views],
         "log samples": [view.samples for view in report.views],
-        "on arrivals": [view.on_arrivals for view in report.views],
-        "on hops": [view.on_hops for view in report.views],
-        "1 µs beside": [view.beside for view in report.views],
-        "log rows": [view.rows for view in report.views],
-        "not empty": [view.non_empty for view in report.views],
+        "at arrivals": [view.on_arrivals for view in report.views],
+        "at hops": [view.on_hops for view in report.views],
+        "1 µs off": [view.beside for view in report.views],
+        "whole rows": [view.rows for view in report.views],
+        "with events": [view.non_empty for view in report.views],
         "Redis entities": [view.entities for view in report.views],
-        "present": [view.entities_present for view in report.views],
+        "with a row": [view.entities_present for view in report.views],
     }
     if any(view.served for view in report.views):
         columns["served"] = [view.served for view in report.views]
     left_out = [view.provisional + view.ahead + view.unknown for view in report.views]
     if any(left_out):
         columns["left out"] = left_out
-    table = Table(
-        header_style="bold",
-        title="compared bit for bit with a recount of the raw events",
-        title_justify="left",
-        title_style="",
-        box=SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column("view", overflow="fold")
-    for heading, cells in columns.items():
-        # A number is never cut, however narrow the terminal: the names of views fold instead.
-        widest = max(len(f"{sum(cells):,}"), *map(len, heading.split()))
-        table.add_column(heading, justify="right", width=widest)
+    table = Rows("view", *map(number, columns), heading=["compared bit for bit with a recount of the raw events"])
     for view, *row in zip((view.view for view in report.views), *columns.values(), strict=True):
-        table.add_row(view if row[0] else f"{view} (no events)", *(f"{n:,}" for n in row))
-    table.add_section()
-    table.add_row("all", *(f"{sum(cells):,}" for cells in columns.values()))
+        table.add(view if row[0] else f"{view} (no events)", *(f"{n:,}" for n in row))
+    table.section()
+    table.add("all", *(f"{sum(cells):,}" for cells in columns.values()))
     return table
 
 

@@ -17,6 +17,7 @@ from unskew.features.on_demand import NOW, OnDemandView
 from unskew.features.on_request import OnRequest, of_references, with_read
 from unskew.features.references import Asked, Demanded, by_view, key_columns, requested_us, texts
 from unskew.features.registry import Published
+from unskew.features.showing import shown
 from unskew.features.time import MAX_INSTANT_US, MIN_INSTANT_US, day_of, format_instant
 from unskew.features.types import TIMESTAMP
 from unskew.features.versions import Versions
@@ -528,7 +529,7 @@ def _refuse_outside(status: Codes, log: AnyLog, labels: Given, timestamp: str) -
             instant = labels.column(timestamp)[row]
             raise RequestError(
                 f"{int(these.sum())} of {len(these)} labels are {text}, {format_instant(bound)}; the first is row {row} "
-                f"({_keys_text(log.view, labels, row)}, {timestamp} {instant}); leave them out"
+                f"({_keys_text(log.view, labels, row)}, {timestamp} {shown(instant)}); leave them out"
                 f'{", wait until the pipeline is there" if each == Statuses.after_log else ""}, or set outside to "null", '
                 f"which gives them nulls and the status {each.name}"
             )

@@ -3,7 +3,7 @@
 import logging
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -57,6 +57,7 @@ def run(
     *,
     stop: threading.Event,
     report: Callable[[Status], None] | None = None,
+    begun: Callable[[Mapping[str, int]], None] | None = None,
     clock: HostClock | None = None,
     give_up: Callable[[UnskewError], None] | None = None,
 ) -> Status:
@@ -65,7 +66,8 @@ def run(
     If the wall clock goes back, or if partitions, or topics that match a pattern, are added to a stream that is read
     without end, the flow ends as if it were stopped, and begins again; counts then begin again, too.
 
-    ``report`` is called about once a second and at the end. Raises ``LayoutError`` if the state folder belongs to
+    ``report`` is called about once a second and at the end; ``begun`` when a flow begins, with the number of partitions
+    of each topic. Raises ``LayoutError`` if the state folder belongs to
     another deployment, or if another process writes what this one should write; ``RequestError`` if ``ends`` leaves out
     a partition; ``StoreUnavailable`` if Kafka, Redis or the disk fails; ``DefinitionError`` if a stream cannot be read
     as requested. After an error the state remains that of the last durable epoch. A run that is refused has published
@@ -88,7 +90,7 @@ def run(
         ends = _Ends(stop, clock, in_cluster=bool(deployment.cluster))
         together = threading.Event()
         try:
-            status = _run_once(plan, deployment, ends, report, clock, give_up, together)
+            status = _run_once(plan, deployment, ends, report, begun, clock, give_up, together)
         except UnskewError as error:
             if together.is_set() and give_up is not None:
                 # Threads of Bytewax outlive the flow of a cluster, and Python may crash if it ends beside them.
@@ -155,6 +157,7 @@ def _run_once(
     deployment: Deployment,
     stop: _Ends,
     report: Callable[[Status], None] | None,
+    begun: Callable[[Mapping[str, int]], None] | None,
     clock: HostClock,
     give_up: Callable[[UnskewError], None] | None,
     together: threading.Event,
@@ -174,6 +177,8 @@ def _run_once(
         pipeline = _wire(plan, deployment, clock, opened, topics, going_on)
         if deployment.metrics is not None:
             closing.enter_context(answering(deployment.metrics, registry_of(pipeline.running), pipeline.running))
+        if begun is not None:
+            begun({topic: len(source.origins) for topic, source in topics.sources.items()})
         with _reporting(pipeline.running.status, report):
             if not deployment.replace:
                 # Before anything is written; what is claimed is the id of a state that is durable.
