@@ -144,15 +144,38 @@ def test_subtracting_borrows_through_every_limb(one: int, other: int) -> None:
     assert _value(wide) == more - less
 
 
-@given(st.integers(0, 2**700), st.integers(1, 2**400), st.integers(-256, 0), st.booleans())
-@example(1, 3, 0, False)
-@example((2**53 + 1) << 300, 1 << 300, 0, False)
-@example((2**54 - 1) << 300, 1 << 300, 0, True)
-@example(((2**53 + 1) << 64) + 1, 1 << 64, 0, False)
-@example(2**200, 2**200, -128, True)
-def test_a_quotient_is_rounded_once_half_even(numerator: int, denominator: int, exponent: int, negative: bool) -> None:
-    exact = Fraction(numerator, denominator) * Fraction(2) ** exponent
+DIVISORS = st.one_of(st.integers(1, 2**32 + 2), st.integers(1, 2**63 - 1))
+
+
+@given(st.integers(0, 2**448), DIVISORS, DIVISORS, st.integers(0, 36), st.integers(-256, 0), st.booleans())
+@example(1, 3, 1, 0, 0, False)
+@example(1, 2**63 - 1, 2**63 - 1, 36, 0, True)
+@example((2**53 + 1) << 300, 1, 1, 0, 0, False)
+@example((2**54 - 1) << 300, 1, 1, 0, 0, True)
+@example(((2**53 + 1) << 64) + 1, 1 << 32, 1 << 32, 0, 0, False)
+@example(((2**53 + 1) << 64) * 65_535 * 65_537 + 1, 65_535, 65_537, 0, 0, False)
+@example(((2**53 + 1) << 64) * 3 + 1, 3, 1, 0, 0, False)
+@example(2**63, 1, 1, 0, 0, False)
+@example(10**36 * (2**53 + 1), 1, 1, 36, 0, False)
+@example(2**200, 2**62, 2**62, 0, -128, True)
+def test_a_quotient_is_rounded_once_half_even(
+    numerator: int, one: int, other: int, tens: int, exponent: int, negative: bool
+) -> None:
+    exact = Fraction(numerator, one * other * 10**tens) * Fraction(2) ** exponent
     assume(exact == 0 or 2.0**-1000 < exact < 2.0**1000)
-    found = arithmetic.quotient_bits(_wide(numerator, 12), _wide(denominator, 12), exponent, negative)
+    found = arithmetic.quotient_bits(
+        _wide(numerator, 12), np.uint64(one), np.uint64(other), np.int64(tens), np.int64(exponent), np.bool_(negative)
+    )
 
     assert _float(found) == (-float(exact) if negative else float(exact))
+
+
+@given(st.integers(0, 2**768 - 1), DIVISORS)
+@example(2**768 - 1, 1)
+@example(2**64, 2**32)
+@example(2**64, 2**32 + 1)
+def test_dividing_in_place_rounds_down_and_says_whether_anything_is_left(number: int, divisor: int) -> None:
+    wide = _wide(number, 12)
+
+    assert arithmetic.divide_wide(wide, np.uint64(divisor)) == (number % divisor != 0)
+    assert _value(wide) == number // divisor

@@ -1,5 +1,6 @@
 "use strict";
-// Shows the rows that have all words and pass all filters. Without this file, all rows are shown.
+// Shows the rows that have all words and pass all filters; both stand in the address, so that a page that is loaded
+// again, or whose address is sent to somebody, shows the same. Without this file, all rows are shown.
 const search = document.getElementById("search");
 if (search) {
   const rows = [...document.querySelectorAll("#features tbody tr")];
@@ -19,9 +20,24 @@ if (search) {
     document.getElementById("count").textContent = count;
     document.getElementById("none").hidden = count > 0;
   };
+  const restore = () => {
+    const kept = new URLSearchParams(location.hash.slice(1));
+    search.value = kept.get("q") ?? "";
+    filters.forEach((one) => {
+      one.value = kept.get(one.dataset.filter) ?? "";
+      if (one.selectedIndex < 0) one.value = "";
+    });
+    show();
+  };
+  const change = () => {
+    const chosen = [["q", search.value], ...filters.map((one) => [one.dataset.filter, one.value])];
+    location.replace(`#${new URLSearchParams(chosen.filter(([, value]) => value))}`);
+    show();
+  };
   search.form.hidden = false;
-  search.addEventListener("input", show);
-  filters.forEach((one) => one.addEventListener("change", show));
+  search.addEventListener("input", change);
+  filters.forEach((one) => one.addEventListener("change", change));
+  window.addEventListener("hashchange", restore);
   search.form.addEventListener("submit", (event) => event.preventDefault());
   document.addEventListener("keydown", (event) => {
     if (event.key === "/" && !/^(INPUT|SELECT|TEXTAREA)$/.test(document.activeElement.tagName)) {
@@ -29,5 +45,5 @@ if (search) {
       search.focus();
     }
   });
-  show();
+  restore();
 }

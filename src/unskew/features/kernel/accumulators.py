@@ -275,12 +275,16 @@ def _subtract_ordered(program, state, entity, window, tile, index):
         if entities[entity, total + place] != tiles[tile, w.TILE_WORDS + place]:
             return
     first = True
-    other = entities[entity, program.windows[window, w.W_OLDEST]]
+    # Tiles are in the order of time, so the first one that has an event has the first event, and from the end the last.
+    from_end = op == w.LAST
+    other = entities[entity, program.windows[window, w.W_NEWEST if from_end else w.W_OLDEST]]
     while other != w.NONE:
         if tiles[other, w.TILE_WORDS + count_word] > 0:
             _merge_ordered(state, op, accumulators[index, w.A_KIND], word, entity, total, other, first)
+            if op in (w.LAST, w.FIRST):
+                break
             first = False
-        other = tiles[other, w.TILE_NEXT]
+        other = tiles[other, w.TILE_PREVIOUS if from_end else w.TILE_NEXT]
 
 
 @compiled()

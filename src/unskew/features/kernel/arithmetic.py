@@ -212,6 +212,23 @@ def to_float_bits(low, mid, high):
 
 
 @compiled()
+def _digits(remainder, digit, divisor):
+    """Return the quotient and the remainder of ``(remainder * 2**32 + digit) / divisor``; ``remainder < divisor``."""
+    if divisor <= _LOW32:
+        current = (remainder << np.uint64(32)) | digit
+        quotient = current // divisor
+        return quotient, current - quotient * divisor
+    quotient = _U0
+    for bit in range(31, -1, -1):
+        remainder = (remainder << _U1) | ((digit >> uint64(bit)) & _U1)
+        quotient = quotient << _U1
+        if remainder >= divisor:
+            remainder -= divisor
+            quotient |= _U1
+    return quotient, remainder
+
+
+@compiled()
 def mean_bits(low, mid, high, count):
     """Return the float64 bits of ``N * 2**-64 / count``, rounded half-even once; ``count > 0``.
 
@@ -223,7 +240,6 @@ def mean_bits(low, mid, high, count):
     if negative:
         low, mid, high = negate(low, mid, high)
     divisor = uint64(count)
-    small = divisor <= _LOW32
     remainder = _U0
     top = _U0
     taken = 0
@@ -239,18 +255,7 @@ def mean_bits(low, mid, high, count):
             if digit != _U0:
                 sticky = True
             continue
-        if small:
-            current = (remainder << np.uint64(32)) | digit
-            quotient = current // divisor
-            remainder = current - quotient * divisor
-        else:
-            quotient = _U0
-            for bit in range(31, -1, -1):
-                remainder = (remainder << _U1) | ((digit >> uint64(bit)) & _U1)
-                quotient = quotient << _U1
-                if remainder >= divisor:
-                    remainder -= divisor
-                    quotient |= _U1
+        quotient, remainder = _digits(remainder, digit, divisor)
         if place < 0:
             if quotient == _U0:
                 continue
@@ -339,49 +344,52 @@ def _bits_of(wide):
 
 
 @compiled()
-def _shift_wide(wide, n_bits):
-    words = n_bits // 64
-    bits = uint64(n_bits % 64)
-    for index in range(len(wide) - 1, -1, -1):
-        low = wide[index - words] if index >= words else _U0
-        lower = wide[index - words - 1] if index > words else _U0
-        wide[index] = low if bits == _U0 else (low << bits) | (lower >> (np.uint64(64) - bits))
+def divide_wide(wide, divisor):
+    """Divide in place by a word of less than 2**63, rounded down; return true if a remainder is left."""
+    remainder = _U0
+    for index in range((_bits_of(wide) + 63) // 64 - 1, -1, -1):
+        high, remainder = _digits(remainder, wide[index] >> np.uint64(32), divisor)
+        low, remainder = _digits(remainder, wide[index] & _LOW32, divisor)
+        wide[index] = (high << np.uint64(32)) | low
+    return remainder != _U0
 
 
 @compiled()
-def _reaches(wide, other):
-    for index in range(len(wide) - 1, -1, -1):
-        if wide[index] != other[index]:
-            return wide[index] > other[index]
-    return True
+def quotient_bits(numerator, one, other, tens, exponent, negative):
+    """Return the float64 bits of ``+-numerator / (one * other * 10**tens) * 2**exponent``, rounded half-even once.
 
-
-@compiled()
-def quotient_bits(numerator, denominator, exponent, negative):
-    """Return the float64 bits of ``+-numerator / denominator * 2**exponent``, rounded half-even once.
-
-    Both arrays are overwritten. Both have a bit to spare at the top; the denominator is not zero. Restoring division,
-    one bit at a time.
+    ``numerator`` is overwritten; it has room for 64 bits more than the divisors have. ``one`` and ``other``: from 1 to
+    less than 2**63. Dividing by one after the other and rounding down gives the digits of the whole quotient, which is
+    exact if nothing was left: schoolbook division by digits of 32 bits.
     """
     n_bits = _bits_of(numerator)
     if n_bits == 0:
         return np.int64(0)
-    ahead = n_bits - _bits_of(denominator)
-    if ahead > 0:
-        _shift_wide(denominator, ahead)
+    taken = 128 - leading_zeros(one) - leading_zeros(other) + (10 * tens) // 3 + 1
+    n_words = max(0, (taken + 64 - n_bits + 63) // 64)
+    if n_words > 0:
+        for index in range(len(numerator) - 1, -1, -1):
+            numerator[index] = numerator[index - n_words] if index >= n_words else _U0
+    product, above = multiply(one, other)
+    if above == _U0 and product <= _LOW32:
+        is_left = divide_wide(numerator, product)
     else:
-        _shift_wide(numerator, -ahead)
-    top = _U0
-    taken = 0
-    place = ahead
-    while taken < 64:
-        reaches = _reaches(numerator, denominator)
-        if reaches:
-            subtract_wide(numerator, denominator)
-        if reaches or taken > 0:
-            top = (top << _U1) | (_U1 if reaches else _U0)
-            taken += 1
-        else:
-            place -= 1
-        _shift_wide(numerator, np.int64(1))
-    return _assemble(top, _bits_of(numerator) > 0, place + exponent, negative)
+        is_left = divide_wide(numerator, one)
+        is_left |= divide_wide(numerator, other)
+    while tens > 0:
+        power = _U1
+        for _ in range(min(tens, 9)):
+            power *= np.uint64(10)
+        is_left |= divide_wide(numerator, power)
+        tens -= 9
+    last = _bits_of(numerator) - 1
+    first = last // 64
+    shift = uint64(63 - last % 64)
+    top = numerator[first] << shift
+    if shift > _U0:
+        top |= numerator[first - 1] >> (np.uint64(64) - shift)
+        is_left |= numerator[first - 1] << shift != _U0
+        first -= 1
+    for index in range(first):
+        is_left |= numerator[index] != _U0
+    return _assemble(top, is_left, last - 64 * n_words + exponent, negative)

@@ -115,12 +115,9 @@ def _decimal_mean(state, low, mid, high, count, scale):
     negative = np.int64(high) < 0
     if negative:
         low, mid, high = negate(low, mid, high)
-    state.wide[:2] = 0
+    state.wide[0] = 0
     state.wide[0, 0], state.wide[0, 1], state.wide[0, 2] = low, mid, high
-    state.wide[1, 0] = uint64(count)
-    for _ in range(scale):
-        scale_wide(state.wide[1], uint64(10))
-    return quotient_bits(state.wide[0], state.wide[1], np.int64(-64), negative)
+    return quotient_bits(state.wide[0], uint64(count), uint64(1), scale, np.int64(-64), negative)
 
 
 @inner()
@@ -137,12 +134,7 @@ def _variance(state, entity, sums, squares, count, ddof, scale):
         low, mid, high = negate(low, mid, high)
     _square_wide(wide, low, mid, high)
     subtract_wide(wide[0], wide[1])
-    wide[1] = 0
-    wide[1, 0] = uint64(count)
-    scale_wide(wide[1], uint64(count - ddof))
-    for _ in range(2 * scale):
-        scale_wide(wide[1], uint64(10))
-    return quotient_bits(wide[0], wide[1], np.int64(-128), np.bool_(False))
+    return quotient_bits(wide[0], uint64(count), uint64(count - ddof), 2 * scale, np.int64(-128), np.bool_(False))
 
 
 @inner()
