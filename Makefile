@@ -101,6 +101,7 @@ docs: install ## Build the site of the documentation into build/site; any warnin
 	@echo "Open build/site/index.html"
 
 pictures: install ## Make the pictures of README and docs anew (needs chromium and tmux)
+	$(BIN)/python docs/site/timelines.py
 	$(BIN)/python -m tests.support.pictures
 
 lock: ## Rewrite the lock files from pyproject.toml (needs uv; UPGRADE=1 takes newer versions)
