@@ -1,4 +1,4 @@
-"""docs/tutorial.md run from its first command to its last one; ``python -m tests.support.tutorial`` says how long it takes.
+"""docs/tutorial.md run from first to last; ``python -m tests.support.tutorial`` says how long each step takes.
 
 A block of ``sh`` is run line by line, one of ``python`` is written to the file that is named before it, and one of
 ``diff`` adds its line. Packages are those of this environment: what is installed by then is not installed again.
