@@ -15,7 +15,7 @@ UV := $(shell command -v uv 2>/dev/null)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo ui test fuzz soak endure check package bench pictures install lock clean
+.PHONY: help demo ui test fuzz soak endure check package bench docs pictures install lock clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,13 +38,14 @@ soak: install ## Kill the pipeline many times (KILLS=200, SEED=N to repeat a his
 endure: install ## Run a live pipeline for an hour: memory, files and disk must not grow (MINUTES=60)
 	$(BIN)/python -m tests.support.recovery.endurance --minutes $(MINUTES)
 
-check: install ## Run every check of CI: format, lint, spelling, types, import contracts, all tests and the package
+check: install ## Run every check of CI: format, lint, spelling, types, import contracts, the site, all tests and the package
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/codespell
 	$(BIN)/validate-pyproject pyproject.toml
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/sphinx-build -q -n -W --keep-going -j auto -c docs/site . build/site
 	$(PYTEST)
 	$(BIN)/python .ci/package.py
 
@@ -95,7 +96,12 @@ $(VENV)/.installed: $(VENV)/.locked pyproject.toml
 COMPILE = "$(UV)" pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header \
   --no-emit-index-url --no-emit-find-links --quiet $(if $(UPGRADE),--upgrade)
 
+docs: install ## Build the site of the documentation into build/site; any warning is an error
+	$(BIN)/sphinx-build -q -n -W --keep-going -j auto -c docs/site . build/site
+	@echo "Open build/site/index.html"
+
 pictures: install ## Make the pictures of README and docs anew (needs chromium and tmux)
+	$(BIN)/python docs/site/timelines.py
 	$(BIN)/python -m tests.support.pictures
 
 lock: ## Rewrite the lock files from pyproject.toml (needs uv; UPGRADE=1 takes newer versions)

@@ -8,7 +8,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -209,13 +208,13 @@ def test_the_week_of_sellers_begins_on_monday_in_new_york(year: Market) -> None:
     assert ends["avg_response_s_week"].null_count() == ends.height
 
 
-def test_the_count_of_purchases_is_defined_by_the_yaml_that_the_readme_shows(year: Market) -> None:
+def test_the_count_of_purchases_is_defined_by_the_yaml_that_its_readme_shows(year: Market) -> None:
     text = (market.HOME / "user_purchase_count_30d.yaml").read_text()
 
     view = year.plan.views["user_purchase_count_30d"]
     assert [(one.name, one.function, str(one.dtype)) for one in view.features] == [(view.name, "count", "int64")]
     assert view.features[0].published.description == "Number of purchases in the last 30 days"
-    assert text in (Path(__file__).parents[2] / "README.md").read_text()
+    assert text in (market.HOME / "README.md").read_text()
 
 
 def test_value_counts_rows_that_are_there_for_a_feature_alone_as_they_are_in_the_log(year: Market) -> None:
