@@ -85,7 +85,7 @@ def test_a_sound_deployment_has_no_error_and_nothing_is_changed(deployed, redis_
     found = deployed.examined(status=0)
 
     assert found.errors() == set()
-    assert "1 view versions over 1 streams" in found.text("ok", "definitions")
+    assert "1 view version over 1 stream" in found.text("ok", "definitions")
     assert "2 partitions" in found.text("ok", f"topic {deployed.topic}")
     assert "60 records" in found.text("ok", f"topic {deployed.topic}")
     assert "noeviction" in found.text("ok", "Redis")
