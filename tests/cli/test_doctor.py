@@ -12,6 +12,8 @@ from click.testing import CliRunner
 
 from tests.support.pipeline import SCHEMA, Bench, history
 from tests.support.schema_registry import Registry
+from tests.support.servers.objects import BUCKET
+from tests.support.servers.valkey import Valkey, cluster  # noqa: F401 - a fixture
 from unskew.cli import main
 from unskew.sinks.lease import Lease, Owner
 from unskew.sinks.redis.keyspace import owners_key, registry_key
@@ -85,7 +87,7 @@ def test_a_sound_deployment_has_no_error_and_nothing_is_changed(deployed, redis_
     found = deployed.examined(status=0)
 
     assert found.errors() == set()
-    assert "1 view versions over 1 streams" in found.text("ok", "definitions")
+    assert "1 view version over 1 stream" in found.text("ok", "definitions")
     assert "2 partitions" in found.text("ok", f"topic {deployed.topic}")
     assert "60 records" in found.text("ok", f"topic {deployed.topic}")
     assert "noeviction" in found.text("ok", "Redis")
@@ -190,6 +192,39 @@ def test_what_redis_holds_or_does_wrong_is_an_error(deployed, redis_client):
     assert "has format 99" in refused.text("error", "published")
     assert "belong to pipeline 'b' on /b, host" in refused.text("error", "owner")
     assert allowed.levels("eviction") == ["ok"]
+
+
+def test_a_replica_and_a_server_at_its_maxmemory_are_told_of(deployed, tmp_path_factory):
+    with Valkey(tmp_path_factory.mktemp("valkey")) as server:
+        deployed.options["--redis-url"] = server.url
+        with server.demoted():
+            replica = deployed.examined(status=1)
+        with server.out_of_memory():
+            full = deployed.examined(status=0)
+
+    assert "is a replica, which takes no writes: give the address" in replica.text("error", "eviction")
+    assert "raise maxmemory" in full.text("warning", "Redis")
+
+
+def test_each_master_of_a_cluster_is_looked_at(deployed, cluster):  # noqa: F811
+    deployed.options["--redis-url"] = cluster.url
+
+    found = deployed.examined(status=0)
+
+    assert found.text("ok", "Redis").count("noeviction") == 3
+    assert found.levels("published") == found.levels("owner") == found.levels("clock") == ["ok"]
+
+
+def test_an_object_store_that_answers_is_sound_and_one_that_does_not_is_an_error(deployed, own_objects):
+    deployed.options |= {"--log": f"s3://{BUCKET}/log", "--registry": str(deployed.folder / "registry")}
+
+    sound = deployed.examined(status=0)
+    own_objects.kill()
+    away = deployed.examined(status=1)
+
+    assert "answers, and holds nothing yet" in sound.text("ok", "--log")
+    assert away.errors() == {"--log"}
+    assert "set AWS_" in away.text("error", "--log")
 
 
 def test_a_topic_that_is_not_there_and_a_config_that_cannot_be_read_are_errors(deployed, broker):

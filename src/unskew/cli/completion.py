@@ -2,6 +2,8 @@
 
 import click
 
+from unskew.cli.screen import say
+
 
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
@@ -20,5 +22,5 @@ def completion(shell: str) -> None:
 
     kind = get_completion_class(shell)
     assert kind is not None
-    # The script is code for a shell, so nothing of it is escaped.
-    click.echo(kind(main, {}, "unskew", "_UNSKEW_COMPLETE").source())
+    for line in kind(main, {}, "unskew", "_UNSKEW_COMPLETE").source().splitlines():
+        say(line)

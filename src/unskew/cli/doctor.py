@@ -8,6 +8,7 @@ import click
 from unskew import settings
 from unskew.cli.screen import Screen, say, say_json, styled
 from unskew.features.errors import RequestError
+from unskew.features.printing import counted
 
 if TYPE_CHECKING:
     from unskew.pipelines.doctor.finding import Finding
@@ -107,10 +108,10 @@ def doctor(
         say_json({"errors": n_errors, "warnings": n_warnings, "findings": msgspec.to_builtins(found)}, indent=2)
     else:
         _show(found)
-        say(f"{_counted(n_errors, 'error')}, {_counted(n_warnings, 'warning')}")
+        say(f"{counted(n_errors, 'error')}, {counted(n_warnings, 'warning')}")
     if n_errors:
         whose = "; ".join(dict.fromkeys(one.about for one in found if one.level == "error"))
-        raise RequestError(f"{_counted(n_errors, 'error')} in {whose}: do what the lines above say, and look again")
+        raise RequestError(f"{counted(n_errors, 'error')} in {whose}: do what the lines above say, and look again")
 
 
 def _show(found: "list[Finding]") -> None:
@@ -124,7 +125,3 @@ def _show(found: "list[Finding]") -> None:
     for one in found:
         table.add_row(styled(one.level, _STYLES[one.level]), one.about, one.text)
     Screen().print(table)
-
-
-def _counted(n: int, what: str) -> str:
-    return f"{n} {what}{'' if n == 1 else 's'}"

@@ -6,6 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 
+def counted(n: int, what: str) -> str:
+    """Return a number with what is counted: ``1 stream``, ``2 streams``."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
 def printable(text: str) -> str:
     r"""Return text in which every character is printed, on one line: ``ESC`` as ``\x1b``, a newline as ``\n``.
 

@@ -17,7 +17,7 @@ from unskew.features.errors import RequestError
 from unskew.features.frames import Answer, Given
 from unskew.features.local import local_path
 from unskew.features.on_demand import OnDemandView
-from unskew.features.printing import printable
+from unskew.features.printing import counted, printable
 from unskew.features.references import Asked, Demanded, requested_us
 from unskew.features.registry import on_demand_as_json
 from unskew.features.service import digest_of
@@ -292,15 +292,13 @@ class HistoricalFeatures(Answer):
     def headline(self) -> list[str]:
         """Return the size of the training set, and what it was made from, as lines."""
         source = {"log": "the log", "events": "events", "both": "the log, compared with events"}[self.origin.source]
-        lines = [
-            f"{_counted(self.given.n_rows, 'label')} x {_counted(len(self.joined.asked), 'feature')}, from {source}"
-        ]
+        lines = [f"{counted(self.given.n_rows, 'label')} x {counted(len(self.joined.asked), 'feature')}, from {source}"]
         for view_id, span in self.joined.spans.items():
             since, upto = (
                 "-" if t_us is None else format_instant(t_us) for t_us in (span.first_since_us, span.complete_to_us)
             )
             unknown = int(self.joined.unknown[view_id].sum())
-            lines.append(f"{view_id}: history from {since} to {upto}, {_counted(unknown, 'label')} of unknown entities")
+            lines.append(f"{view_id}: history from {since} to {upto}, {counted(unknown, 'label')} of unknown entities")
         return lines
 
     def __repr__(self) -> str:
@@ -396,7 +394,3 @@ def _share(count: int, n_all: int) -> str:
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _counted(n: int, word: str) -> str:
-    return f"{n:,} {word}{'' if n == 1 else 's'}"

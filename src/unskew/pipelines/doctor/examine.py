@@ -11,6 +11,7 @@ from pathlib import Path
 
 from unskew.features.definitions.load import load
 from unskew.features.plan import Plan
+from unskew.features.printing import counted
 from unskew.features.time import rough_duration
 from unskew.pipelines.doctor import folders, host, schemas, topics
 from unskew.pipelines.doctor.asked import LACKS_DEFINITIONS, Asked, view_ids
@@ -50,7 +51,7 @@ def _definitions(paths: Sequence[Path], plans: list[Plan]) -> str:
     plan = load(*paths)
     plans.append(plan)
     streams = {view.stream.name for view in plan.of_topics.views.values()}
-    return f"{len(plan.views)} view versions over {len(streams)} streams"
+    return f"{counted(len(plan.views), 'view version')} over {counted(len(streams), 'stream')}"
 
 
 def _folders(asked: Asked, plan: Plan | None, here: Here) -> list[Finding]:
@@ -89,7 +90,7 @@ def _redis(asked: Asked, plan: Plan | None, here: Here) -> list[Finding]:
         if plan is None:
             raise NotChecked(LACKS_DEFINITIONS)
         opened[0].large_hashes([view.published for view in plan.of_topics.views.values()])
-        return f"{len(view_ids(plan))} view versions were looked at"
+        return f"{counted(len(view_ids(plan)), 'view version')} looked at"
 
     found = made("Redis", servers)
     away = failed(found)

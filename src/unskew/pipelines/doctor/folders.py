@@ -9,6 +9,7 @@ from pathlib import Path
 from unskew.features.errors import LayoutError, RequestError
 from unskew.features.plan import Plan
 from unskew.features.planning import read_otherwise
+from unskew.features.printing import counted
 from unskew.pipelines.doctor.asked import LACKS_DEFINITIONS, Asked, view_ids
 from unskew.pipelines.doctor.finding import Finding, NotChecked, made, not_checked
 from unskew.pipelines.state.folder import StateFolder, refuse_strangers
@@ -143,7 +144,7 @@ def _state(asked: Asked, plan: Plan | None, here: Here) -> str:
         return "it is new"
     new = sorted(view_ids(plan) - set(state.held))
     brings = f"; a run brings the history of {', '.join(new)} first" if new else ""
-    return f"it goes on with {len(state.held)} view versions{brings}"
+    return f"it goes on with {counted(len(state.held), 'view version')}{brings}"
 
 
 def _applied(asked: Asked, plan: Plan | None) -> str:

@@ -10,6 +10,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-d
 
 from unskew.features.errors import LayoutError, StoreUnavailable
 from unskew.features.plan import Plan, StreamPlan
+from unskew.features.printing import counted
 from unskew.features.time import DAY_US, format_duration, format_instant
 from unskew.pipelines.doctor.asked import LACKS_DEFINITIONS, Asked
 from unskew.pipelines.doctor.finding import Finding, NotChecked, failed, made, not_checked
@@ -74,7 +75,7 @@ def _answers(bootstrap: str, config: Mapping[str, Any]) -> str:
             f"Kafka at {bootstrap} did not answer within {ANSWER_S:g} s ({why}): start it, or correct --bootstrap-servers or the "
             "settings of --kafka-config"
         ) from error
-    return f"{len(about.brokers)} broker{'s' if len(about.brokers) != 1 else ''} at {bootstrap}"
+    return f"{counted(len(about.brokers), 'broker')} at {bootstrap}"
 
 
 def _topic(
@@ -110,14 +111,14 @@ def _topic(
         raise LayoutError(partitions_added(title, len(before.partitions), len(origins), by_partition))
     ends[stream.topic] = origins, _ends(asked.bootstrap, config, origins)
     n_records = sum(high - low for low, high in ends[stream.topic][1].values())
-    facts = [f"{len(origins)} partition{'s' if len(origins) != 1 else ''}"]
+    facts = [counted(len(origins), "partition")]
     # A broker without ids, as librdkafka's mock, lets a question for settings wait.
     if any(known.ids.values()):
         longest_us = max((window.extent_us for view in views for window in view.published.windows), default=0)
         is_new = here.state is not None and not here.state.ran
         facts += _settings(asked, sorted(known.ids), config, longest_us, is_new=is_new)
         _compare_stamps(asked, stream, origins, config)
-    return ", ".join([*facts, f"{n_records:,} records"])
+    return ", ".join([*facts, counted(n_records, "record")])
 
 
 def _ends(bootstrap: str, config: Mapping[str, Any], origins: Sequence[tuple[str, int]]) -> _Ends:
@@ -218,4 +219,4 @@ def _positions(here: Here, ends: Mapping[str, tuple[Sequence[tuple[str, int]], _
             if place["offset"] > high:
                 raise LayoutError(past_the_end(name, place["offset"], high))
             behind += high - place["offset"]
-    return f"the state goes on {behind:,} records before the ends of the topics"
+    return f"the state goes on {counted(behind, 'record')} before the ends of the topics"

@@ -7,6 +7,7 @@ from typing import Any
 
 import redis
 
+from unskew.features.printing import counted
 from unskew.features.registry import parse
 from unskew.features.view import View
 from unskew.sinks.redis.compactness import report_large_hashes
@@ -84,9 +85,7 @@ class Examined:
             published = parse(stored, key)
             wheres = Words.read(client, owners_key(self._prefix)).homes()
         whom = f", by {'; '.join(wheres)}" if wheres else ""
-        return (
-            f"{len(published.views.values())} view versions and {len(published.services)} services are published{whom}"
-        )
+        return f"{counted(len(published.views), 'view version')} and {counted(len(published.services), 'service')} published{whom}"
 
     def owned(self, view_ids: Collection[str], state: str) -> str:
         """Return that values of these views are free for the state of this id, or are its own.
