@@ -148,7 +148,7 @@ class Rows:
             column = self._columns[at]
             heading = _lines(Text(column.name), widths[at])
             justify: JustifyMethod = "right" if column.right else "left"
-            table.add_column(heading, justify=justify, width=widths[at], no_wrap=True, overflow="ignore")
+            table.add_column(heading, justify=justify, width=widths[at], no_wrap=True, overflow="crop")
         for number, row in enumerate(self._rows):
             cells = (_lines(row[at], widths[at]) for at in block)
             table.add_row(*cells, end_section=number in self._sections)
@@ -184,7 +184,8 @@ def _text(one: str | Text) -> Text:
 
 def _lines(text: Text, width: int) -> Text:
     """Return a text with the ends of its lines, so that Rich need not wrap it."""
-    return _whole(Text("\n")).join(wrapped(text, width))
+    # Rich justifies no text whose overflow it is to ignore.
+    return Text("\n", no_wrap=True, overflow="crop").join(wrapped(text, width))
 
 
 def _whole(text: Text) -> Text:
