@@ -115,13 +115,9 @@ def doctor(
 
 
 def _show(found: "list[Finding]") -> None:
-    from rich.table import Table
+    from unskew.features.folding import Rows, prose
 
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True)
-    # Of a pattern, the topic may be long.
-    table.add_column(overflow="fold", max_width=24)
-    table.add_column(overflow="fold")
+    table = Rows("level", "about", prose("found"), keys=2)
     for one in found:
-        table.add_row(styled(one.level, _STYLES[one.level]), one.about, one.text)
+        table.add(styled(one.level, _STYLES[one.level]), one.about, one.text)
     Screen().print(table)
