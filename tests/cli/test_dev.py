@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from tests.support.commands import printed
 from tests.support.recovery.processes import free_port
 from unskew import Derived, Entity, Feature, FeatureView, OnDemand, Sliding, Stream, agg
 from unskew.cli import main
@@ -183,6 +184,11 @@ def test_a_folder_that_is_kept_goes_on_unless_it_was_killed(tmp_path: Path) -> N
 
     with developing(tmp_path, "--sample", "50", *kept) as dev:
         before = until(lambda: views(dev), dev.process)
+        tried = dev.said().partition("In another terminal:\n")[2].partition("\n\n")[0].splitlines()
+        assert [line.split()[:2] for line in tried[-4:-1]] == [["unskew", name] for name in ("produce", "get", "log")]
+        answer = printed(*tried)
+        assert "1,000 events sent" in answer
+        assert answer.count("views_5m") >= 3
         dev.process.terminate()
         assert dev.process.wait(120) == 0, dev.said()
         assert dev.left() == ([], [])

@@ -5,15 +5,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
 import pytest
 from rich.console import Console
 
+from tests.support.commands import printed
+from tests.support.recovery.processes import free_port
 from unskew.demo import journey
 from unskew.demo.folders import Folders
-from unskew.demo.run import check_counts, run_demo
+from unskew.demo.run import check_counts
 
 N_LINES = 4_000
 
@@ -33,18 +36,45 @@ def processes(word: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory) -> tuple[str, Folders]:
-    """What a run of the demo printed, and where it wrote."""
+    """What a run of the demo printed, and where it wrote; at its end it stayed up, and ended with Ctrl-C."""
     folders = Folders(tmp_path_factory.mktemp("demo"))
-    console = Console(file=io.StringIO(), width=120)
-    run_demo(console, folders.root, n_lines=N_LINES)
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue(), folders
+    keep = ["--keep", "--listen", str(free_port())]
+    command = [sys.executable, "-m", "unskew", "demo", "--rows", str(N_LINES), "--output", str(folders.root), *keep]
+    said = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as demo:
+        assert demo.stdout is not None
+        for line in demo.stdout:
+            said.append(line)
+            if line.startswith("Ctrl-C"):
+                said += printed(*to_try(said)).splitlines(keepends=True)
+                demo.send_signal(signal.SIGINT)
+    said.append(f"exit {demo.returncode}")
+    return "".join(said), folders
+
+
+def to_try(said: Sequence[str]) -> list[str]:
+    """The commands among lines that the demo printed."""
+    return [line for line in said if line.startswith(("  unskew ", "  curl "))]
 
 
 def test_it_ends_in_agreement(shown):
     text, _ = shown
 
     assert "Everything agrees." in text
+
+
+def test_what_is_kept_up_answers_the_commands_that_are_printed_and_ends_with_it(shown):
+    text, folders = shown
+    lines = text.splitlines()
+    tried = to_try(lines)
+    answer = text.partition("Ctrl-C ends it.")[2]
+
+    assert [line.split()[:2][-1] for line in tried if "unskew" in line] == ["get", "log"]
+    assert len(tried) == 3
+    # As a table, as JSON, and as a column of the log.
+    assert answer.count("spend_30d") >= 3
+    assert lines[-1] == "exit 0"
+    assert processes(str(folders.root)) == []
 
 
 def test_it_shows_features_of_three_households_a_training_set_and_the_audit(shown):

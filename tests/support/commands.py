@@ -1,5 +1,8 @@
 """The commands of unskew, as tests of what calls them look at them."""
 
+import re
+import subprocess
+import sys
 from collections.abc import Iterable
 
 import click
@@ -23,3 +26,12 @@ def variables_of(commands: Iterable[click.Command]) -> set[str]:
     """Return the variables of the environment that commands read."""
     options = [option for command in commands for option in command.params if isinstance(option, click.Option)]
     return {str(option.envvar) for option in options if option.envvar is not None}
+
+
+def printed(*lines: str) -> str:
+    """Return what lines for a shell give, as a command has printed them; each must succeed."""
+    # The programs of this environment need not be on the path.
+    script = "\n".join(re.sub(r"^unskew (?=[a-z])", f"{sys.executable} -m unskew ", line.strip()) for line in lines)
+    done = subprocess.run(["bash", "-ec", script], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, (lines, done.stdout, done.stderr)
+    return done.stdout

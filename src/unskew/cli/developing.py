@@ -189,6 +189,8 @@ class Development:
         others = [f"~ stream {name}" for name, one in taken.plan.streams.items() if one != streams.get(name)]
         if not taken.lines and not others and self._running is not None:
             self._display.note("saved: it changes nothing")
+            # Those that have ended begin again.
+            self._feeds.follow(taken.plan)
             return
         for line in taken.lines or others:
             self._display.note(f"saved: {line}")

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from unskew.cli.produce import schema_id_of
 from unskew.demo.process import watcher
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 STREAM = "{stream}"
 _N_KEYS = 20
 _END_S = 5.0
+_LONGEST_LINE = 1_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +141,7 @@ class _Feed:
         command = self._origin.command
         if command is not None:
             command = command.replace(STREAM, self.stream.name)
-            with _running(command) as descriptor:
+            with _running(command, lambda line: self._note(f"{self.stream.name}: {line}")) as descriptor:
                 yield lines_of(descriptor, command, self._ended.is_set)
             return
         span = Span(present_us=lambda: time.time_ns() // 1000, over_us=HOUR_US, rate=self._origin.sample)
@@ -157,15 +158,24 @@ class _Feed:
 
 
 @contextlib.contextmanager
-def _running(command: str) -> Iterator[int]:
+def _running(command: str, note: Callable[[str], None]) -> Iterator[int]:
     """Run a command of the user in the shell; yield the descriptor at which its output comes. At the end it has ended.
 
-    So has all that it started: it is a group of processes, which Ctrl-C does not reach.
+    So has all that it started: it is a group of processes, which Ctrl-C does not reach. ``note``: takes the lines of
+    its standard error.
     """
     process = subprocess.Popen(  # noqa: S602 - the user's own command, meant for the shell
-        command, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True
+        command,
+        shell=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
     )
     assert process.stdout is not None
+    assert process.stderr is not None
+    reading = threading.Thread(target=_pass_on, args=(process.stderr, note), name="unskew-feed-errors", daemon=True)
+    reading.start()
     watching = watcher(f"-{process.pid}")
     try:
         yield process.stdout.fileno()
@@ -178,3 +188,10 @@ def _running(command: str) -> Iterator[int]:
         watching.kill()
         watching.communicate()
         process.stdout.close()
+        # What has left the group may hold it open.
+        reading.join(_END_S)
+
+
+def _pass_on(errors: IO[bytes], note: Callable[[str], None]) -> None:
+    while line := errors.readline(_LONGEST_LINE):
+        note(line.decode(errors="replace").rstrip())
