@@ -44,7 +44,7 @@ sys.meta_path.insert(0, Absent())
 # What a reader, an author of definitions and a reviewer call; `train` needs an extra once it joins.
 WITHOUT_EXTRAS = {
     *("check", "describe", "get", "log", "train", "lineage", "search", "export", "monitor", "baseline"),
-    *("plan", "apply", "promote", "rollback", "registry", "init"),
+    *("plan", "apply", "promote", "rollback", "registry", "init", "completion"),
 }
 IMPORT = """
 import json, sys
