@@ -55,6 +55,8 @@ def test_every_command_has_its_section_with_all_of_its_options(site):
         for option in (one for one in command.params if isinstance(one, click.Option) and not one.hidden):
             assert all(flag in text for flag in option.opts), (path, option.opts)
             assert not isinstance(option.envvar, str) or option.envvar in text, (path, option.envvar)
+        # Signs are as they were written: two hyphens stay two.
+        assert [word for word in re.findall(r"--[a-z][a-z-]+", command.help or "") if word not in text] == []
         assert "\b" not in text
 
 

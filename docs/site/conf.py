@@ -28,6 +28,9 @@ myst_heading_anchors = 4
 nitpicky = True
 
 autodoc_typehints = "none"
+autodoc_preserve_defaults = True
+# Texts have the signs that were written.
+smartquotes = False
 # Messages and docstrings write commands between single backticks.
 default_role = "literal"
 autodoc_member_order = "bysource"

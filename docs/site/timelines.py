@@ -18,7 +18,7 @@ _STYLE = """
 .event { fill: #0969da; } .value { fill: none; stroke: #0969da; stroke-width: 2.5; } .strong { fill: #0550ae; }
 .late { fill: #bc4c00; } .before { fill: none; stroke: #bc4c00; stroke-width: 2.5; stroke-dasharray: 5 4; }
 .area { fill: #ddf4ff; } .open { fill: #fff1e5; } .label { stroke: #1a7f37; stroke-width: 2; } .green { fill: #1a7f37; }
-.arrow { stroke: #bc4c00; stroke-width: 1.5; fill: none; }
+.arrow { stroke: #bc4c00; stroke-width: 2; }
 @media (prefers-color-scheme: dark) {
 .ground { fill: #161b22; } text { fill: #e6edf3; } .soft { fill: #9da7b3; }
 .axis, .tick { stroke: #9da7b3; } .guide { stroke: #6e7681; }
@@ -72,10 +72,12 @@ class Timeline:
             path += f"H{at(minute):g}V{y - value * unit:g}"
         self.parts.append(f'<path class="{kind}" d="{path}H{at(last):g}"/>')
 
-    def arrow(self, first: float, last: float, y: float, rise: float) -> None:
-        """Draw the way of an event from when it happened to when it arrived."""
-        middle = (at(first) + at(last)) / 2
-        self.parts.append(f'<path class="arrow" d="M{at(first):g} {y:g}Q{middle:g} {y - rise:g} {at(last):g} {y:g}"/>')
+    def way(self, name: str, first: float, last: float, y: float) -> None:
+        """Draw the way of an event from when it happened, with its name, to when it arrived."""
+        self.text(at(first) - 12, y + 5, name, kind="late", anchor="end")
+        self.line(at(first), y, at(last), y, "arrow")
+        self.line(at(last), y - 6, at(last), y + 6, "arrow")
+        self.dot(first, y, "late")
 
     def svg(self) -> str:
         return "\n".join([*self.parts, "</svg>", ""])
@@ -148,15 +150,9 @@ def late() -> Timeline:
     drawn.steps([(0, 0), (1.5, 1), (5.5, 2), (7, 1), (8, 0)], 10, 116, "value", 28)
     for minute, value in ((0.6, 0), (3.5, 1), (6.2, 2), (7.5, 1), (9.2, 0)):
         drawn.text(at(minute), 110 - value * 28, str(value), kind="strong", anchor="middle")
-    drawn.arrow(2.5, 5.5, 166, 44)
-    drawn.arrow(0.5, 6.5, 166, 62)
-    drawn.dot(1.5, 166)
-    for minute in (2.5, 0.5):
-        drawn.dot(minute, 166, "late")
-    drawn.text(at(5.6), 160, "A", kind="late")
-    drawn.text(at(6.6), 160, "B", kind="late")
-    drawn.text(at(2.5), 156, "A", kind="late", anchor="middle")
-    drawn.text(at(0.5), 156, "B", kind="late", anchor="middle")
+    drawn.way("B", 0.5, 6.5, 142)
+    drawn.way("A", 2.5, 5.5, 164)
+    drawn.dot(1.5, 164)
     drawn.axis(178)
     drawn.text(16, 222, "A counts from its arrival, 12:05:30; no row before changes.")
     drawn.text(16, 240, "B is late: its tile left at 12:06, before it arrived. It changes")
