@@ -743,6 +743,36 @@ def test_a_large_read_is_as_many_small_ones(writer, reader):
     assert answer["n_5min"] == list(range(6_000))
 
 
+# What many rows are judged by at once must be what each is judged by alone: all alike, and mixed.
+@pytest.mark.parametrize("max_lag_us", [None, HOUR])
+@pytest.mark.parametrize("partitioned", [False, True])
+def test_rows_that_are_read_together_say_what_each_says_alone(redis_client, partitioned, max_lag_us):
+    views = with_partitions(VISITS) if partitioned else {VISITS.name: VISITS.published}
+    reader = OnlineReader(redis_client, views=views, max_lag_us=max_lag_us, now_us=lambda: CLOCK + 2 * HOUR)
+    kept = {"passed": CLOCK - 1, "past": CLOCK - 5, "ahead": CLOCK + 5, "later": CLOCK + 2 * HOUR}
+    rows = [row(key, at, n_5min=0 if key == "past" else 1, mean_1d=0.5) for key, at in kept.items()]
+    shards = ("p0.0", "p1.0") if partitioned else ("h0", "h1")
+    write(
+        RedisWriter(redis_client, "unskew", "main"),
+        closing(VISITS, CLOCK, rows, shard=shards[0], since_us=CLOCK - DAY),
+        closing(VISITS, CLOCK + HOUR, shard=shards[1], since_us=CLOCK - 5 * MINUTE),
+    )
+    references = ["visits:n_5min", "visits:mean_1d"]
+
+    def said(users):
+        answer = reader.read(references, [{"user": user} for user in users], with_status=True)
+        columns = answer.to_dict()
+        each = zip(*(columns[name] for name in columns if name != "user"), strict=True)
+        return list(zip(each, judged(answer), answer.compared_at["visits"], strict=True))
+
+    alone = {user: said([user])[0] for user in (*kept, "nobody", None)}
+
+    for users in (["passed", "past"], ["ahead", "later"], ["nobody"] * 3, [None, None], ["past", "past"], [*alone]):
+        assert said(users) == [alone[user] for user in users]
+    statuses = {judgement[1] for _, judgement, _ in alone.values()}
+    assert statuses >= {"no_key", "warming" if max_lag_us is None else "lagging"}
+
+
 def test_threads_share_a_reader(writer, reader):
     write(writer, closing(VISITS, CLOCK, [row(f"u{i}", CLOCK, n_5min=i) for i in range(50)]))
 

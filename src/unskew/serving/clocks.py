@@ -176,8 +176,11 @@ class _AllShards(NamedTuple):
     def place(self, instants: Sequence[int]) -> Placed:
         least, n_rows = self.least, len(instants)
         is_open = self.waiting or least == UNKNOWN
-        as_of = [max(least, at) for at in instants]
-        provisional = [is_open or at > least for at in instants]
+        if instants and max(instants) <= least:
+            as_of, provisional = [least] * n_rows, [is_open] * n_rows
+        else:
+            as_of = [max(least, at) for at in instants]
+            provisional = [is_open or at > least for at in instants]
         if UNKNOWN in instants:
             are_unsure = is_open or least < self.greatest or self.lost
             for row, at in enumerate(instants):

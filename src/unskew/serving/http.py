@@ -191,7 +191,11 @@ class Application:
         try:
             headers = _headers(scope)
             self._refuse(scope, headers)
-            body = feast.read_body(await self._body(scope, receive), self._limits.rows)
+            # It has nearly always come with its head, and then there is nothing to wait for.
+            data = None if (whole := _whole(scope)) is None else whole.body()
+            if data is None or len(data) > self._limits.body_bytes:
+                data = await self._body(headers, receive)
+            body = feast.read_body(data, self._limits.rows)
             answered = await self._reader.asked_async(feast.asking(self._reader, body))
             if (expected := headers.get(_EXPECT)) is not None:
                 answered.request.require(_digest(expected))
@@ -251,12 +255,9 @@ class Application:
                 return hmac.compare_digest(token, self._token)
         return scheme.lower() == b"bearer" and hmac.compare_digest(token.strip(), self._token)
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+    async def _body(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
         most = self._limits.body_bytes
-        # The body has nearly always come with its head, and then there is nothing to wait for.
-        if (whole := _whole(scope)) is not None and (body := whole.body()) is not None and len(body) <= most:
-            return body
-        given = _headers(scope).get(b"content-length", b"0")
+        given = headers.get(b"content-length", b"0")
         if given.isdigit() and int(given) > most:
             raise _Refused(413, _TOO_LONG.format(most))
         parts, n_bytes = [], 0

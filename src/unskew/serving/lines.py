@@ -11,8 +11,6 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice
-from operator import attrgetter
 from typing import Any
 
 import hiredis
@@ -46,20 +44,20 @@ class Commands:
         self.data.append(data)
 
 
-_DATA = attrgetter("data")
-
-
 def all_of(steps: Sequence[Commands]) -> list[bytes]:
     """Return the commands of all steps."""
-    return list(chain.from_iterable(map(_DATA, steps)))
+    return [one for step in steps for one in step.data]
 
 
 def divided(replies: list[Any], steps: Sequence[Commands]) -> list[list[Any]]:
     """Return the replies to the commands of each step. Raises as ``checked`` does."""
     if not _PLAIN.issuperset(map(type, replies)):
         checked(replies, [key for step in steps for key in step.keys])
-    left = iter(replies)
-    return [list(islice(left, n_commands)) for n_commands in map(len, map(_DATA, steps))]
+    found, last = [], 0
+    for step in steps:
+        first, last = last, last + len(step.data)
+        found.append(replies[first:last])
+    return found
 
 
 class Lines:

@@ -292,6 +292,13 @@ class _Together:
             self._loop.call_soon(self._send)
         self._held.append(data)
 
+    def write_whole(self, data: bytes) -> None:
+        """Send bytes that nothing belongs to."""
+        if self._held:
+            self._held.append(data)
+        else:
+            self._transport.write(data)
+
     def close(self) -> None:
         """Close once everything is sent."""
         self._send()
@@ -328,7 +335,7 @@ class _Whole:
         elif not cycle.keep_alive:
             lines.append(b"%b: %b\r\n" % CLOSE_HEADER)
         lines += (b"\r\n", b"" if cycle.scope["method"] == "HEAD" else body)
-        cycle.transport.write(b"".join(lines))
+        cast("_Together", cycle.transport).write_whole(b"".join(lines))
         cycle.response_complete = True
         cycle.message_event.set()
         if not cycle.keep_alive:

@@ -129,11 +129,9 @@ class ViewRequest:
         # What only on-demand features read stays in the types that these take.
         self.columns = [Column.of(one.feature, as_json=how.as_json and not is_reference(one.column)) for one in ones]
         fields = [_AT, *(one.feature.name for one in ones)]
-        around_key = value_key(pipelines.prefix, self.view.id, "").encode().replace(b"%", b"%%")
-        self._name_of = (around_key[:-1] + b"%b" + around_key[-1:]).__mod__
-        asked_fields = b"".join(argument(name.encode()) for name in fields).replace(b"%", b"%%")
-        head = b"*%d\r\n$5\r\nHMGET\r\n" % (2 + len(fields))
-        self._command_of = (head + b"$%d\r\n%b\r\n" + asked_fields).__mod__
+        self._head = b"*%d\r\n$5\r\nHMGET\r\n" % (2 + len(fields))
+        self._tail = b"".join(argument(name.encode()) for name in fields)
+        self._before_key = value_key(pipelines.prefix, self.view.id, "")[:-1].encode()
         self._pipelines = pipelines
         self._shards = tuple(shards)
         self._asked = ShardWords(self.view.id, shards) if shards else None
@@ -156,13 +154,12 @@ class ViewRequest:
         self.before = self._of_words(pipelines.clock_keys, None if self._asked is None else self._asked.clock_fields)
         self.after = self._of_words(pipelines.mark_keys, None if self._asked is None else self._asked.mark_fields)
 
-    def add_rows(self, keys: Sequence[str | None], commands: Commands) -> None:
+    def add_rows(self, keys: Iterable[str | None], commands: Commands) -> None:
         """Add the commands that read the rows of these entities; nothing for one without a key."""
-        if None in keys:
-            keys = [key for key in keys if key is not None]
-        names = list(map(self._name_of, map(str.encode, cast("Sequence[str]", keys))))
+        head, tail, before_key = self._head, self._tail, self._before_key
+        names = [b"%b%b}" % (before_key, key.encode()) for key in keys if key is not None]
         commands.keys += names
-        commands.data += map(self._command_of, zip(map(len, names), names, strict=True))
+        commands.data += [b"%b$%d\r\n%b\r\n%b" % (head, len(name), name, tail) for name in names]
 
     def clocks(self, clocks: Sequence[Any], marks: Sequence[Any]) -> ViewClocks:
         """Return what the replies to the commands before and after the rows say.
@@ -251,8 +248,7 @@ class ViewRequest:
         left: Sequence[int] = range(len(instants))
         for column, its in zip(self.columns, values, strict=True):
             # Nearly all rows that have events differ in one of the first columns.
-            left = _default_among(left, its, column.empty, instants)
-            if not left:
+            if not (left := _default_among(left, its, column.empty, instants)):
                 break
         return left
 
