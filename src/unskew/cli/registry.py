@@ -42,9 +42,8 @@ def log_(log: Path | None, registry: Path | None, revisions: int, as_json: bool)
     from unskew.features.time import format_instant
 
     record = _record(registry, log)
-    if not record.numbers():
-        say(f"nothing was applied yet to {record.root}", err=True)
-    found = [record.read(number) for number in reversed(record.numbers()[-revisions:])]
+    newest = record.read_last().number
+    found = [record.read(number) for number in range(newest, max(0, newest - revisions), -1)]
     if as_json:
         say_json([{key: value for key, value in described(one).items() if key != "content"} for one in found], indent=2)
         return
