@@ -23,7 +23,7 @@ def test_the_tutorial_trains_a_model_and_scores_with_what_is_served(tmp_path):
         assert float(said["python train.py"].split()[-1]) > 0.5
         assert [line.partition(":")[0] for line in said["python score.py"].splitlines()] == ["u-1", "u-2", "nobody"]
         assert shell.end() == 0
-        assert len(took_s) == 9
+        assert len(took_s) == 10
 
 
 def test_each_block_of_the_tutorial_says_what_it_is_for():

@@ -119,6 +119,7 @@ class Shell:
                 self._export(line)
         # Nobody reads on, so it must not wait for one.
         self.drained = subprocess.Popen(["cat"], stdin=self.running.stdout, stdout=subprocess.DEVNULL)
+        self.running.stdout.close()
 
     def end(self) -> int | None:
         """Press Ctrl-C in the first terminal; return the exit status."""
