@@ -190,7 +190,10 @@ def test_an_empty_text_is_refused_as_each_argument(path: tuple[str, ...]) -> Non
         (("log", "head", "nope", *DEFINED, "--log", "folder"), "there is no view 'nope'; views are"),
         (("log", "head", VIEW, *DEFINED, "--log", "file"), "file: it is not a folder; give the folder"),
         (("log", "stats", VIEW, *DEFINED, "--log", "nowhere"), "nowhere: there is no such folder; give the folder"),
-        (("registry", "log", "--log", "nowhere/log"), "nothing was applied yet to nowhere/registry; unskew apply writes"),
+        (
+            ("registry", "log", "--log", "nowhere/log"),
+            "nothing was applied yet to nowhere/registry; unskew apply writes",
+        ),
         (("monitor", "--log", "nowhere", "--once"), "nowhere: there is no such folder; give the folder"),
         (("monitor", "--log", "folder", "--once"), "folder holds no log of any view"),
         (("monitor", "--log", "folder", "--baseline", "file"), "file is not a baseline"),

@@ -87,7 +87,7 @@ EVERYTHING = [
 ]
 
 
-@pytest.mark.parametrize("plan", [compile(EVERYTHING), *map(load, sorted(EXAMPLES.iterdir()))], ids=["all", "journey", "market"])  # fmt: skip
+@pytest.mark.parametrize("plan", [compile(EVERYTHING), *map(load, sorted(EXAMPLES.iterdir()))], ids=["all", "journey", "market", "store"])  # fmt: skip
 def test_a_published_view_is_compiled_again_to_the_same_plan(plan: Plan) -> None:
     published = parse(json.dumps(describe(plan))).views
     for one in plan.views.values():
