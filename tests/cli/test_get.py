@@ -84,7 +84,7 @@ def test_get_shows_instants_decimals_lists_and_maps_as_people_read_them(get_orde
 
     assert shown.exit_code == 0, shown.output
     for text in (
-        "2017-07-14 02:40:00.000001Z",
+        "2017-07-14T02:40:00.000001Z",
         "-12.30",
         "[0.1, 1e+16, -5e-324]",
         '{"b": 1.20, "a": 0.00, "other": 3.00}',
