@@ -1,6 +1,6 @@
 """Measure the cost of each aggregation in the kernel: nanoseconds per event, and bytes of state per entity.
 
-    python benchmarks/bench_aggregations.py [--events 200_000] [--batch 50_000] [--repeats 3]
+    python benchmarks/bench_aggregations.py [--events 200_000] [--batch 50_000] [--repeats 3] [--only var first]
 
 Each case is a view of one feature over 100 s in hops of 1 s. The cases enumerate all aggregations that definitions
 know, and maps by a text. There is one event per millisecond, up to three seconds late, and entities follow Zipf's law:
@@ -162,8 +162,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=50_000)
     parser.add_argument("--entities", type=int, nargs="+", default=[1_000, 100_000])
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="measure these beside count; all without it")
     given = parser.parse_args()
     aggregations = all_of_them()
+    if given.only:
+        aggregations = {name: aggregations[name] for name in dict.fromkeys([BASE, *given.only])}
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, numba {numba.__version__}, "
         f"{given.events:,} events in batches of {given.batch:,}, least of {given.repeats}\n"
