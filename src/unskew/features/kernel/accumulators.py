@@ -274,14 +274,16 @@ def _subtract_ordered(program, state, entity, window, tile, index):
     for place in range(word, word + (1 if op in (w.MIN, w.MAX) else w.N_EVENT_WORDS)):
         if entities[entity, total + place] != tiles[tile, w.TILE_WORDS + place]:
             return
+    kind = accumulators[index, w.A_KIND]
     first = True
     # Tiles are in the order of time, so the first one that has an event has the first event, and from the end the last.
-    from_end = op == w.LAST
+    by_time = op in (w.LAST, w.FIRST) or kind == w.TIME
+    from_end = by_time and op in (w.LAST, w.MAX)
     other = entities[entity, program.windows[window, w.W_NEWEST if from_end else w.W_OLDEST]]
     while other != w.NONE:
         if tiles[other, w.TILE_WORDS + count_word] > 0:
-            _merge_ordered(state, op, accumulators[index, w.A_KIND], word, entity, total, other, first)
-            if op in (w.LAST, w.FIRST):
+            _merge_ordered(state, op, kind, word, entity, total, other, first)
+            if by_time:
                 break
             first = False
         other = tiles[other, w.TILE_PREVIOUS if from_end else w.TILE_NEXT]

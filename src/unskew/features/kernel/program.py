@@ -278,7 +278,7 @@ class _Lowering:
     def _value(self, feature: FeaturePlan) -> tuple[int, int, int]:
         """Return column, kind and decimal places of what a feature aggregates."""
         if feature.function in {"first_time", "last_time"}:
-            return self._column(Column(-1, "time")), w.INTEGER, 0
+            return self._column(Column(-1, "time")), w.TIME, 0
         if feature.value < 0:
             return -1, w.INTEGER, 0
         dtype = self._view.values[feature.value].dtype

@@ -13,8 +13,9 @@ FOREVER = np.int64(2**63 - 1)
 # count from the end of their period; EVERY is a grid whose values change at every hop.
 FIXED, CALENDAR, CLOSED, LIFETIME, SESSION, EVERY = range(6)
 
-# Kinds of numbers: an integer as it is, the bits of a float64, a text's row in the state's directory of texts.
-INTEGER, FLOAT, TEXT = range(3)
+# Kinds of numbers: an integer as it is, the bits of a float64, a text's row in the state's directory of texts, an
+# event's effective time, of which a later tile has later ones.
+INTEGER, FLOAT, TEXT, TIME = range(4)
 
 # Accumulators. A cell (a tile, or the running total of an entity and window) is a row of int64 words. COUNT and SUM
 # come first because they are the most frequent.
