@@ -106,7 +106,7 @@ def refused(*arguments: str, status: tuple[int, ...] = (1, 2)) -> str:
     result = invoke(*arguments)
     assert isinstance(result.exception, SystemExit), (arguments, result.output, result.exception)
     assert result.exit_code in status, (arguments, result.output)
-    errors = [line for line in result.output.splitlines() if line.lower().startswith("error: ")]
+    errors = [line for line in result.output.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, (arguments, result.output)
     assert "Traceback" not in result.output
     assert "fault of unskew" not in result.output
@@ -274,7 +274,7 @@ def test_a_path_that_may_not_be_read_is_an_error(tmp_path: Path) -> None:
         )  # fmt: skip
         assert ended.returncode in {1, 2}
         assert not ended.stdout
-        (error,) = (line for line in ended.stderr.splitlines() if line.lower().startswith("error: "))
+        (error,) = (line for line in ended.stderr.splitlines() if line.startswith("error: "))
         assert name in error
         assert "is not readable" in error or "ermission denied" in error
         assert "Traceback" not in ended.stderr

@@ -89,8 +89,27 @@ class _Failure(click.ClickException):
             say(f"{len(self.faults)} faults", err=True)
 
 
+class _Misuse(click.UsageError):
+    """A command that is called wrongly, in the form of other errors; how it is called stands before it."""
+
+    def show(self, file: Any = None) -> None:  # noqa: ARG002 - click's signature; it gives none
+        from unskew.cli.screen import say
+
+        if self.ctx is not None:
+            click.echo(f"{self.ctx.get_usage()}\nTry '{self.ctx.command_path} --help' for help.\n", err=True)
+        say(f"error: {self.message}", err=True)
+
+
 class _Commands(click.Group):
     """Commands by name, imported when they run."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **kwargs)
+        except click.exceptions.NoArgsIsHelpError:
+            raise
+        except click.UsageError as error:
+            raise _Misuse(error.format_message(), error.ctx) from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(COMMANDS)
@@ -131,6 +150,10 @@ class _Commands(click.Group):
             command = ctx.invoked_subcommand or "unskew"
             lacking = lacking_of(f"unskew {command}", error, _EXTRAS.get(command, PIPELINE))
             raise _Failure(lacking or _unexpected(error)) from error
+        except click.exceptions.NoArgsIsHelpError:
+            raise
+        except click.UsageError as error:
+            raise _Misuse(error.format_message(), error.ctx) from error
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):

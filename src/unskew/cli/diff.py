@@ -75,7 +75,7 @@ def diff(
         differs       instants of entities at which the value is another one
         of instants   the share of these in all instants that were compared
         entities      entities of which a value differs
-        null in OLD   of those instants: null in OLD alone; null in NEW, in NEW alone
+        null in OLD   of those instants: null in OLD alone; null in NEW likewise
         change        of numbers: the difference (median and 99 % within 1 %)
         relative      the difference divided by the larger of both numbers
 

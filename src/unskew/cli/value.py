@@ -97,7 +97,7 @@ def value(
         rows of its own  share of the view's log rows that are there for it alone
         Redis bytes      bytes of an entity in Redis, on average
         kernel time      with it / without it, and half of the spread
-        differs 1 h old  requests at which it differs from its value so long before
+        differs 1 h old  requests at which it differs from its value then
         loss             score that a model loses when its values are shuffled
         loss 1 h old     the same of a model whose features are all so old
         read by          services, and models of --model

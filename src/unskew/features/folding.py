@@ -96,7 +96,8 @@ class Rows:
             yield Segment(f"{line.plain}\n")
         if not self._rows:
             return
-        for cells in ([column.name for column in self._columns], *([cell.plain for cell in row] for row in self._rows)):
+        names = [column.name for column in self._columns]
+        for cells in ([names] if any(names) else []) + [[cell.plain for cell in row] for row in self._rows]:
             yield Segment("\t".join(cells) + "\n")
 
     def _blocks(self, width: int) -> list[list[int]] | None:
