@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -23,8 +24,10 @@ from tests.support.commands import printed
 from tests.support.recovery.processes import free_port
 from unskew import Derived, Entity, Feature, FeatureView, OnDemand, Sliding, Stream, agg
 from unskew.cli import main
-from unskew.cli.developing import numbered
+from unskew.cli.developing import interrupted, numbered
+from unskew.features.definitions.load import load_definitions
 from unskew.features.definitions.vocabulary import Definition
+from unskew.features.errors import DefinitionError
 from unskew.features.planning import Asked, planned
 from unskew.features.revision import Content
 
@@ -148,8 +151,16 @@ def test_the_storefront_runs_follows_what_is_saved_and_leaves_nothing(tmp_path: 
         before = until(dev.values, dev.process)["views_5m"]
         assert before > 0
 
+        other = dev.definitions.with_name("other.py")
+        other.write_text("raise KeyboardInterrupt")
+        until(lambda: "error: KeyboardInterrupt" in dev.said(), dev.process)
+        other.unlink()
+        dev.save("agg.conut(), Sliding(", 'agg.sum("nothing"), Sliding(')
+        fault = re.compile(r"error: definitions/features\.py:\d+: user_page_views\.views_5m: .*'nothing'")
+        until(lambda: fault.search(dev.said()), dev.process)
+
         # The longer window holds all that the shorter one does, if it knows the past.
-        dev.save('agg.conut(), Sliding("5min"', 'agg.count(), Sliding("10min"')
+        dev.save('agg.sum("nothing"), Sliding("5min"', 'agg.count(), Sliding("10min"')
         until(lambda: "user_page_views@2" in dev.get("/"), dev.process)
         assert until(dev.values, dev.process)["views_5m"] >= before
         assert "user_cart@2" not in dev.get("/")
@@ -243,6 +254,13 @@ def test_definitions_with_faults_are_refused_as_check_does(project: Path) -> Non
 
     assert "more.yaml" in said
     assert said == CliRunner().invoke(main, ["check", "definitions"]).output
+
+
+def test_a_file_that_does_not_come_to_its_end_is_interrupted_and_named(tmp_path: Path) -> None:
+    (tmp_path / "loop.py").write_text("while True:\n    pass\n")
+
+    with pytest.raises(DefinitionError, match=r"loop\.py:[12]: TooLong: it does not come"), interrupted(0.2):
+        load_definitions([tmp_path])
 
 
 # Versions

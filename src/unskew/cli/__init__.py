@@ -97,7 +97,8 @@ class _Misuse(click.UsageError):
 
         if self.ctx is not None:
             click.echo(f"{self.ctx.get_usage()}\nTry '{self.ctx.command_path} --help' for help.\n", err=True)
-        say(f"error: {self.message}", err=True)
+        # click lists choices in lines of their own.
+        say(f"error: {' '.join(self.message.split())}", err=True)
 
 
 class _Commands(click.Group):

@@ -81,7 +81,7 @@ def dev(
         from unskew.serving import http
         from unskew.serving.listening import configured
         from unskew.serving.listening import run as answer
-    from unskew.cli.developing import Development
+    from unskew.cli.developing import Development, placed
     from unskew.cli.feeding import Feeds, Origin
     from unskew.cli.keeping import kept, make_topics_again
     from unskew.cli.run import without_panics
@@ -97,7 +97,7 @@ def dev(
         raise click.UsageError("--sample makes events up, and --generate takes them from a command: give one of them")
     paths = paths or _default()
     # Whatever is wrong from the beginning is said before anything starts.
-    definitions = load_definitions(paths)
+    definitions = placed(load_definitions(paths), paths)
     plan = compiled(*definitions)
     origin = Origin(sample=sample, command=generate)
     origin.check(plan)

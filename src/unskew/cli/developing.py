@@ -1,6 +1,7 @@
 """The pipeline of ``unskew dev``: it goes on with what is saved, and with what was there before if that fails."""
 
 import contextlib
+import ctypes
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from unskew.cli.applying import next_revision, refusal
 from unskew.cli.feeding import fed
 from unskew.demo.process import Progress
 from unskew.features.definitions.compile import compile  # noqa: A004 - the word that users know
-from unskew.features.definitions.load import SUFFIXES, load_definitions
+from unskew.features.definitions.load import SUFFIXES, load_definitions, with_places
 from unskew.features.definitions.vocabulary import Definition, FeatureView, OnDemand
 from unskew.features.errors import DefinitionError, LayoutError, Stopped, UnskewError
 from unskew.features.plan import Plan
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 _N_PARTITIONS = 1
 _LOOK_S = 0.2
 _END_S = 120.0
+_LEAVE_S = 10.0
+_READ_S = 20.0
 _WATCHED = frozenset({*SUFFIXES, ".avsc", ".json"})
 _MOST_FILES = 10_000
 
@@ -102,6 +105,45 @@ def _is_environment(folder: str, name: str) -> bool:
     return name == "__pycache__" or Path(folder, name, "pyvenv.cfg").exists()
 
 
+def placed(definitions: list[Definition], paths: Sequence[Path]) -> list[Definition]:
+    """Return definitions that compile. Raises ``DefinitionError``, whose faults have their file and line."""
+    try:
+        compile(*definitions)
+    except DefinitionError as error:
+        raise DefinitionError(with_places(error.faults, paths)) from error
+    return definitions
+
+
+class TooLong(Exception):
+    """What runs does not come to its end."""
+
+    def __str__(self) -> str:
+        return "it does not come to its end; take the loop or the wait out"
+
+
+@contextlib.contextmanager
+def interrupted(after_s: float) -> Iterator[None]:
+    """Raise ``TooLong`` in the body if it takes longer than that; in what does not run Python, once that is over."""
+    lock = threading.Lock()
+    is_over = False
+    number = threading.get_ident()
+
+    def interrupt() -> None:
+        with lock:
+            if not is_over:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(number), ctypes.py_object(TooLong))
+
+    timer = threading.Timer(after_s, interrupt)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        with lock:
+            is_over = True
+        timer.cancel()
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Taken:
     """Definitions that were applied. ``lines``: what they changed."""
@@ -152,7 +194,8 @@ class Development:
             self._start(self._apply(definitions))
             thread = threading.Thread(target=self._follow, args=(seen,), name="unskew-dev", daemon=True)
             thread.start()
-            ending.callback(thread.join)
+            # A definition that waits for ever does not hold up the end.
+            ending.callback(thread.join, _LEAVE_S)
             ending.callback(self._ended.set)
             yield
 
@@ -161,8 +204,11 @@ class Development:
         good: _Taken | None = None
         while not self._ended.wait(_LOOK_S):
             running = self._running
-            if running is not None and running.reads:
-                good = self._taken
+            taken = self._taken
+            if running is not None and running.reads and taken is not None and taken is not good:
+                good = taken
+                # Not before: what comes with a new schema could not be read if the pipeline had to go back.
+                self._feeds.follow(good.plan)
             if running is not None and running.failure is not None:
                 self._note_error(running.failure)
                 self._stop()
@@ -179,9 +225,12 @@ class Development:
     def _take_up(self) -> None:
         """Go on with what is saved, unless it has faults."""
         try:
-            taken = self._apply(load_definitions(self._paths))
-        except UnskewError as error:
-            self._note_error(error)
+            taken = self._apply(self._load())
+        # Files of definitions are run, and may raise anything.
+        except BaseException as error:  # noqa: BLE001
+            self._note_error(
+                error if isinstance(error, UnskewError) else UnskewError(f"{type(error).__name__}: {error}")
+            )
             if self._running is not None:
                 self._display.note("the definitions from before go on")
             return
@@ -195,7 +244,14 @@ class Development:
         for line in taken.lines or others:
             self._display.note(f"saved: {line}")
         self._stop()
-        self._start(taken)
+        if not self._ended.is_set():
+            self._start(taken)
+
+    def _load(self) -> list[Definition]:
+        """Read the definitions; whatever compiling them would report has its place. Raises what a file raises."""
+        with interrupted(_READ_S):
+            definitions = load_definitions(self._paths)
+        return placed(definitions, self._paths)
 
     def _go_back(self, good: _Taken) -> None:
         self._display.note("the definitions from before go on")
@@ -249,8 +305,8 @@ class Development:
         except LayoutError:
             drop = []
         self._taken = taken
+        self._feeds.leave(taken.plan)
         self._running = _Running(taken.plan, replace(self._deployment, drop=drop), self._show)
-        self._feeds.follow(taken.plan)
 
     def _stop(self) -> None:
         if self._running is not None:

@@ -68,15 +68,19 @@ class Feeds:
         self._feeds: dict[str, _Feed] = {}
         self._n_begun = 0
 
-    def follow(self, plan: Plan) -> None:
-        """Send events of this plan's streams, whose topics must be there; streams that are as they were go on."""
-        if self._origin.sample is None and self._origin.command is None:
-            return
+    def leave(self, plan: Plan) -> None:
+        """Send no more of streams that this plan does not have, or has otherwise."""
         streams = {one.name: one for one in fed(plan)}
         for name, feed in list(self._feeds.items()):
             if not feed.is_going_on() or feed.stream != streams.get(name):
                 self._feeds.pop(name).end()
-        for name, stream in streams.items():
+
+    def follow(self, plan: Plan) -> None:
+        """Send events of this plan's streams, whose topics must be there; streams that are as they were go on."""
+        if self._origin.sample is None and self._origin.command is None:
+            return
+        self.leave(plan)
+        for name, stream in ((one.name, one) for one in fed(plan)):
             if name not in self._feeds:
                 # Another seed each time, because a stream may drop an id that it has seen.
                 self._n_begun += 1
@@ -131,7 +135,7 @@ class _Feed:
                 sent = send(job, sender, self._ended, lambda _n: None)
         except (UnskewError, OSError) as error:
             if not self._ended.is_set():
-                self._note(f"events of {self.stream.name}: {error}; they begin again when a definition is saved")
+                self._note(f"events of {self.stream.name}: {error}; they begin again when a file is saved")
             return
         if not sent.stopped:
             self._note(f"events of {self.stream.name}: {source.name} has ended, after {sent.handed_over:,} events")

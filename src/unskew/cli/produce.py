@@ -146,6 +146,7 @@ def produce(
             most=rows,
             stamps=cast("Stamps", timestamps),
             skips=skip_bad,
+            remedy="correct it, or leave such rows out with --skip-bad",
         )
         with phases(f"{source.name} to {name}") as report:
             if shift_to_now:

@@ -3,7 +3,7 @@
 import random
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -24,7 +24,7 @@ from unskew.monitoring.reach import NamedEvents, Reach, seen
 from unskew.monitoring.recount import Key, Recount, Values, identical
 from unskew.offline.join import joined
 from unskew.offline.log_reader import RebuiltLog, ViewLog
-from unskew.pipelines.history.archive import META, columns_of
+from unskew.pipelines.history.archive import META, columns_of, scanned
 from unskew.pipelines.history.training import rebuilt_for
 from unskew.serving.online import OnlineReader
 from unskew.serving.sample import read_served
@@ -473,7 +473,7 @@ def _archive_of(
             "give the folder that `unskew run --archive` writes to"
         )
         if published_files(root):
-            events = answer_of_table(root, lambda paths: _scanned(paths, columns).collect())
+            events = answer_of_table(root, lambda paths: scanned(paths, view.stream, columns).collect())
             named = named_events(log, events)
             events = _counted(root, events, named)
             missing = named.lacking
@@ -519,13 +519,12 @@ def _archived_keys(archive_root: Path, view: ViewPlan) -> pl.DataFrame:
     if not published_files(root):
         return pl.DataFrame(schema=schema)
     keys = answer_of_table(
-        root, lambda paths: _scanned(paths, view.entity.keys).drop_nulls().unique().cast(pl.Schema(schema)).collect()
+        root,
+        lambda paths: (
+            scanned(paths, view.stream, view.entity.keys).drop_nulls().unique().cast(pl.Schema(schema)).collect()
+        ),
     )
     return keys.sort(view.entity.keys)
-
-
-def _scanned(paths: Sequence[Path], columns: Sequence[str]) -> pl.LazyFrame:
-    return pl.scan_parquet(list(paths), hive_partitioning=False, glob=False).select(columns)
 
 
 def _is_without_events(log: ViewLog, archive_root: Path, view: ViewPlan, online: _Online | None) -> bool:

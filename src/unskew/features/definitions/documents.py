@@ -75,20 +75,24 @@ _REQUIRED: Mapping[_Part, tuple[str, ...]] = {
 }
 
 
-def definition_of(document: object) -> Definition:
-    """Return the definition in one parsed YAML document. Raises ``DefinitionError`` with all faults of its form."""
+def definition_of(document: object, unknown: list[str] | None = None) -> Definition:
+    """Return the definition in one parsed YAML document. Raises ``DefinitionError`` with all faults of its form.
+
+    ``unknown``: if given, faults of keys that a view or a part does not have are added to it and not raised, so that
+    the rest is checked too.
+    """
     if not isinstance(document, Mapping):
         raise DefinitionError(
             f"{document!r} is not a definition; write a view (name: ...), entity: {{...}} or stream: {{...}}"
         )
     for word, kind in _PARTS.items():
         if list(document) == [word] and isinstance(document[word], Mapping):
-            return _part(kind, word, document[word])
+            return _part(kind, word, document[word], unknown)
     if list(document) == ["on_demand"] and isinstance(document["on_demand"], Mapping):
         return _on_demand(document["on_demand"])
     if list(document) == ["sessions"] and isinstance(document["sessions"], Mapping):
         return _sessions(document["sessions"])
-    return _view(document)
+    return _view(document, unknown)
 
 
 def _sessions(fields: Mapping[Any, Any]) -> Sessions:
@@ -163,9 +167,10 @@ def _aggregation(entry: Mapping[Any, Any]) -> Aggregation:
     )
 
 
-def _part(kind: _Part, word: str, fields: Mapping[Any, Any]) -> Definition:
+def _part(kind: _Part, word: str, fields: Mapping[Any, Any], unknown: list[str] | None) -> Definition:
     place = f"{word} {fields.get('name', '')}".rstrip()
-    faults = [*_unknown_keys(place, fields, kind.__struct_fields__), *_missing_keys(place, fields, _REQUIRED[kind])]
+    faults = _missing_keys(place, fields, _REQUIRED[kind])
+    (faults if unknown is None else unknown).extend(_unknown_keys(place, fields, kind.__struct_fields__))
     faults += [
         f"{place}: {key}: {fields[key]!r} has no unit; write for example 500ms"
         for key in ("settle", "max_age", "max_ahead", "dedupe_within", "delay")
@@ -173,26 +178,27 @@ def _part(kind: _Part, word: str, fields: Mapping[Any, Any]) -> Definition:
     ]
     if faults:
         raise DefinitionError(faults)
-    return kind(**fields)
+    return kind(**{key: fields[key] for key in fields if key in kind.__struct_fields__})
 
 
-def _view(document: Mapping[Any, Any]) -> FeatureView:
+def _view(document: Mapping[Any, Any], unknown: list[str] | None) -> FeatureView:
     one_feature = "aggregation" in document
     place = f"view {document.get('name', '')}".rstrip()
     if one_feature and "features" in document:
         raise DefinitionError(
             f"{place}: it has both features and aggregation; move the aggregation into the list of features, or leave it out"
         )
-    faults = _unknown_keys(place, document, [*_VIEW_KEYS, *(_ONE_FEATURE_KEYS if one_feature else ("features",))])
-    faults += _missing_keys(place, document, ("name", "entity"))
+    faults = _missing_keys(place, document, ("name", "entity"))
+    unknown = faults if unknown is None else unknown
+    unknown += _unknown_keys(place, document, [*_VIEW_KEYS, *(_ONE_FEATURE_KEYS if one_feature else ("features",))])
     sources = [document[word] for word in ("stream", "source") if word in document]
     if len(sources) != 1:
         remedy = "which are the same thing; keep one" if sources else "which names its stream; give it one"
         faults.append(f"{place}: it has {'both source and stream' if sources else 'no source'}, {remedy}")
     features: list[Feature | Derived] = []
-    for where, entry in _entries(place, document, one_feature=one_feature, faults=faults):
+    for where, entry in _entries(place, document, one_feature=one_feature, faults=faults, unknown=unknown):
         try:
-            features.append(_feature(where, entry))
+            features.append(_feature(where, entry, unknown))
         except DefinitionError as error:
             faults += error.faults
     if faults:
@@ -202,7 +208,7 @@ def _view(document: Mapping[Any, Any]) -> FeatureView:
 
 
 def _entries(
-    place: str, document: Mapping[Any, Any], *, one_feature: bool, faults: list[str]
+    place: str, document: Mapping[Any, Any], *, one_feature: bool, faults: list[str], unknown: list[str]
 ) -> list[tuple[str, Mapping[Any, Any]]]:
     """Return the features of a view, each with its place in the document."""
     if one_feature:
@@ -215,21 +221,21 @@ def _entries(
     for number, entry in enumerate(features, start=1):
         if isinstance(entry, Mapping):
             where = f"{place}: feature {entry.get('name', number)}"
-            faults += _unknown_keys(where, entry, _FEATURE_KEYS)
+            unknown += _unknown_keys(where, entry, _FEATURE_KEYS)
             entries.append((where, entry))
         else:
             faults.append(f"{place}: feature {number}: {entry!r} is not a feature; write name: and aggregation:")
     return entries
 
 
-def _feature(place: str, entry: Mapping[Any, Any]) -> Feature | Derived:
+def _feature(place: str, entry: Mapping[Any, Any], unknown: list[str]) -> Feature | Derived:
     if "derived" in entry:
         return _derived(place, entry)
     aggregation = entry.get("aggregation")
     if not isinstance(aggregation, Mapping):
         raise DefinitionError(f"{place}: it has no aggregation; write aggregation: with function: and window: below it")
+    unknown += _unknown_keys(f"{place}: aggregation", aggregation, _AGGREGATION_KEYS)
     faults = _missing_keys(place, entry, ("name",))
-    faults += _unknown_keys(f"{place}: aggregation", aggregation, _AGGREGATION_KEYS)
     faults += _missing_keys(f"{place}: aggregation", aggregation, ("function", "window"))
     if faults:
         raise DefinitionError(faults)

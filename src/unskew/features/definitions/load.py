@@ -254,11 +254,14 @@ def _from_yaml(path: Path, faults: list[str]) -> list[Definition]:
     for number, document in enumerate(documents):
         if document is None:
             continue
+        of_form: list[str] = []
         try:
-            definitions.append(definition_of(document))
+            definitions.append(definition_of(document, of_form))
         except DefinitionError as error:
+            of_form += error.faults
+        if of_form:
             part = document_parts(text)[number]
-            faults += [f"{path}:{line_of(part, _after_name(document, fault))}: {fault}" for fault in error.faults]
+            faults += [f"{path}:{line_of(part, _after_name(document, fault))}: {fault}" for fault in of_form]
     return definitions
 
 

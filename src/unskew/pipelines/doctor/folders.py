@@ -130,6 +130,8 @@ def _file_system(folder: Path) -> str:
 
 def _state(asked: Asked, plan: Plan | None, here: Here) -> str:
     if asked.state is not None:
+        if asked.state.exists() and not asked.state.is_dir():
+            raise NotChecked("--state is not a folder")
         refuse_strangers(asked.state)
     deployment = asked.deployment()
     if deployment is None:

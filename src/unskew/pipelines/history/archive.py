@@ -279,7 +279,7 @@ class Archive:
             n_events, sum_offsets = answer_of_table(
                 self.root,
                 lambda paths: (
-                    _scan(paths, {"_offset": pl.Int64()})
+                    scanned(paths, self.stream, ["_offset"])
                     .select(within.sum().cast(pl.Int64), total.alias("sum"))
                     .collect()
                     .row(0)
@@ -350,7 +350,7 @@ class Archive:
         n_rows = answer(files, lambda file: file.path, lambda ones: _n_rows(ones[0].path))
         for start in range(0, n_rows, BATCH_ROWS):
             with at_hand([path]) as there:
-                rows = _scan([there[path]], self._types(columns)).slice(start, BATCH_ROWS).filter(within).collect()
+                rows = scanned([there[path]], self.stream, columns).slice(start, BATCH_ROWS).filter(within).collect()
             if rows.height:
                 yield rows
 
@@ -358,12 +358,8 @@ class Archive:
         return answer(
             files,
             lambda file: file.path,
-            lambda ones: _scan([one.path for one in ones], self._types(columns)).filter(where).collect(),
+            lambda ones: scanned([one.path for one in ones], self.stream, columns).filter(where).collect(),
         )
-
-    def _types(self, columns: Sequence[str]) -> dict[str, pl.DataType]:
-        known = {**self.stream.columns, "_partition": pl.Int32(), "_offset": pl.Int64()}
-        return {name: known.get(name, INSTANT) for name in columns}
 
 
 def columns_of(view: ViewPlan) -> list[str]:
@@ -393,13 +389,15 @@ def _groups(files: Sequence[TableFile]) -> Iterator[list[TableFile]]:
         yield group
 
 
-def _scan(paths: Sequence[Path], types: Mapping[str, pl.DataType]) -> pl.LazyFrame:
-    """Return these columns of all events; a file of an earlier schema may have others besides, and narrower numbers."""
+def scanned(paths: Sequence[Path], stream: StreamPlan, columns: Sequence[str]) -> pl.LazyFrame:
+    """Return these columns of a stream's events; a file of another schema may have more, or narrower numbers."""
+    known = {**stream.columns, "_partition": pl.Int32(), "_offset": pl.Int64()}
+    types = {name: known.get(name, INSTANT) for name in columns}
     return pl.scan_parquet(
         list(paths),
         hive_partitioning=False,
         glob=False,
-        schema=dict(types),
+        schema=types,
         extra_columns="ignore",
         cast_options=pl.ScanCastOptions(integer_cast="upcast", float_cast="upcast"),
     )

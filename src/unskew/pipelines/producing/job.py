@@ -36,7 +36,8 @@ class Job:
     """What to send, and how.
 
     ``rate``: events in a second; None for as many as Kafka takes. ``most``: so many events at most. ``shift_us``: by
-    how much event times are moved. ``stamps``: the producer's timestamps. ``skips``: leave out rows that are no events.
+    how much event times are moved. ``stamps``: the producer's timestamps. ``skips``: leave out rows that are not
+    events; ``remedy``: what to do about one otherwise.
     """
 
     source: Source
@@ -47,6 +48,7 @@ class Job:
     shift_us: int = 0
     stamps: Stamps = "now"
     skips: bool = False
+    remedy: str = "correct it"
 
 
 @dataclass(kw_only=True)
@@ -184,7 +186,7 @@ def _records(job: Job, rows: Sequence[Row], sender: Sender, sent: Sent) -> tuple
             continue
         said = f"{job.source.name}, {row.place}: {fault}"
         if not job.skips:
-            error = RequestError(f"{said}; correct it, or leave such rows out with --skip-bad")
+            error = RequestError(f"{said}; {job.remedy}")
             break
         sent.skipped += 1
         if len(sent.faults) < SHOWN_FAULTS:
