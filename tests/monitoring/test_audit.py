@@ -194,6 +194,18 @@ def test_an_archive_that_lacks_events_is_refused(stored):
         audit(PLAN, stored / "log", stored / "partial", samples=10, patience_s=0)
 
 
+def test_events_that_were_archived_with_other_schemas_are_read_too(stored, redis_url):
+    first, *_, last = sorted(stored.glob("archive/**/*.parquet"))
+    for file, change in ((first, pl.col("n").cast(pl.Int32)), (last, pl.lit("phone").alias("device"))):
+        metadata = {name: text for name, text in pl.read_parquet_metadata(file).items() if name.startswith("unskew.")}
+        file.write_bytes(encode(pl.read_parquet(file, hive_partitioning=False).with_columns(change), metadata))
+
+    report = run(stored, redis_url)
+
+    assert report.difference is None
+    assert report.views[0].events == 120
+
+
 def test_without_an_archive_or_a_clock_nothing_is_claimed(stored, redis_client, redis_url):
     with pytest.raises(RequestError, match="no archived events of topic stream"):
         audit(PLAN, stored / "log", stored / "nowhere", samples=10, patience_s=0)
