@@ -165,7 +165,7 @@ def test_an_order_to_stop_while_the_pipeline_is_imported_is_a_clean_stop(
     assert (process.returncode, errors) == (0, "")
 
 
-@pytest.mark.parametrize("module", ["click", "unskew.cli.run", "numpy"])
+@pytest.mark.parametrize("module", ["click", "unskew.cli.run", "unskew.settings"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_order_to_stop_while_the_command_line_is_imported_is_a_clean_stop(
     number: signal.Signals, module: str

@@ -93,10 +93,10 @@ class _Misuse(click.UsageError):
     """A command that is called wrongly, in the form of other errors; how it is called stands before it."""
 
     def show(self, file: Any = None) -> None:  # noqa: ARG002 - click's signature; it gives none
-        from unskew.cli.screen import say
+        from unskew.cli.screen import say, say_lines
 
         if self.ctx is not None:
-            click.echo(f"{self.ctx.get_usage()}\nTry '{self.ctx.command_path} --help' for help.\n", err=True)
+            say_lines(f"{self.ctx.get_usage()}\nTry '{self.ctx.command_path} --help' for help.\n")
         # click lists choices in lines of their own.
         say(f"error: {' '.join(self.message.split())}", err=True)
 
