@@ -220,10 +220,10 @@ OUTSIDE = [("v", 1.999999), ("u", 60), ("u", 2), ("u", 61)]
 
 LATER = """\
 2 of 4 labels are later than the log of clicks@1 is complete, 2017-07-14T02:40:59.999999Z; the first is row 1 \
-(user 'u', event_timestamp 2017-07-14 02:41:00+00:00); leave them out, wait until"""
+(user 'u', event_timestamp 2017-07-14T02:41:00Z); leave them out, wait until"""
 EARLIER = """\
 1 of 1 labels are earlier than the first event that clicks@1 has seen, 2017-07-14T02:40:02Z; the first is row 0 \
-(user 'v', event_timestamp 2017-07-14 02:40:01.999999+00:00); leave them out, or set outside to "null\""""
+(user 'v', event_timestamp 2017-07-14T02:40:01.999999Z); leave them out, or set outside to "null\""""
 
 
 @pytest.mark.parametrize(("rows", "message"), [(OUTSIDE, LATER), (OUTSIDE[:1], EARLIER)])
