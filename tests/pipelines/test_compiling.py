@@ -101,7 +101,7 @@ def test_a_pipeline_that_compiles_is_healthy_and_not_ready_and_a_signal_ends_it(
             except OSError:
                 time.sleep(0.05)
         health, ready, metrics = (answer(port, f"/{path}") for path in ("health", "ready", "metrics"))
-        assert any("compiling the kernel" in line for line in process.stdout)
+        assert any("compiling the kernel" in line for line in process.stderr)
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=60)
 

@@ -75,12 +75,13 @@ class Account:
 
     def report(self, status: "Status") -> None:
         """Take a reading."""
+        compiles = status.compiling and not (self._last is not None and self._last.compiling)
         self._last = status
         if self._kind == "json":
             say_json(asdict(status))
         elif self._as_json:
             now_s = time.monotonic()
-            if not self._is_silent and now_s - self._last_line_s >= EVERY_S:
+            if not self._is_silent and (compiles or now_s - self._last_line_s >= EVERY_S):
                 self._last_line_s = now_s
                 self._say_json("progress", **_reading(status))
         elif self._display is not None:

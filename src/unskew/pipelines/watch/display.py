@@ -71,6 +71,7 @@ class Display:
         self._task = self._bar.add_task("running" if n_total is None else "events", total=n_total)
         self._live: Live | None = None
         self._seen: deque[tuple[float, Shown]] = deque()
+        self._waits_for = (False, False)
 
     def __enter__(self) -> Self:
         """Start the live block."""
@@ -102,9 +103,14 @@ class Display:
         if self._live is not None:
             self._bar.update(self._task, completed=progress.consumed)
             self._live.update(Group(self._bar, self._table(progress)))
-        elif not self._is_live and now_s - self._last_line_s >= self._every_s:
+        elif not self._is_live and (self._begins_to_wait(progress) or now_s - self._last_line_s >= self._every_s):
             self._last_line_s = now_s
             self._console.print(self._line(progress), highlight=False, soft_wrap=True)
+
+    def _begins_to_wait(self, progress: Shown) -> bool:
+        """Return whether it is said here for the first time why no record is read."""
+        before, self._waits_for = self._waits_for, (progress.compiling, progress.history is not None)
+        return any(now and not then for now, then in zip(self._waits_for, before, strict=True))
 
     def _table(self, progress: Shown) -> Table:
         if (waits := _waits(progress)) is not None:
