@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from unskew.cli.screen import Screen, say, say_json
 from unskew.features.errors import UnskewError
-from unskew.features.printing import printable_json
+from unskew.features.printing import counted, printable_json
 from unskew.features.time import format_instant, rough_duration
 from unskew.sinks.redis.url import Address
 from unskew.sinks.wall import wall_us
@@ -168,14 +168,10 @@ def _banner(found: Mapping[str, Any]) -> "list[str]":
     among = f", process {found['process']} of {found['processes']}" if found["processes"] > 1 else ""
     lines = [f"unskew {found['version']} runs pipeline {found['pipeline']}, prefix {found['prefix']}{among}"]
     lines += [f"  {name:13} {found[name]}" for name in ("kafka", "redis")]
-    lines += [f"  {'topic':13} {topic}, {_counted(n, 'partition')}" for topic, n in found["topics"].items()]
-    lines += [f"  {'view':13} {view}, {_counted(n, 'feature')}" for view, n in found["views"].items()]
+    lines += [f"  {'topic':13} {topic}, {counted(n, 'partition')}" for topic, n in found["topics"].items()]
+    lines += [f"  {'view':13} {view}, {counted(n, 'feature')}" for view, n in found["views"].items()]
     names = ("log", "archive", "dead_letters", "state", "metrics")
     return lines + [f"  {name.replace('_', ' '):13} {found[name]}" for name in names if found[name] is not None]
-
-
-def _counted(n: int, what: str) -> str:
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 def _reading(status: "Status") -> dict[str, Any]:

@@ -87,7 +87,6 @@ def dev(
     from unskew.cli.run import without_panics
     from unskew.cli.screen import Screen
     from unskew.cli.serve import Making, in_url, is_loopback, listening
-    from unskew.features.definitions.compile import compile as compiled
     from unskew.features.definitions.load import load_definitions
     from unskew.pipelines.deployment import Deployment
     from unskew.pipelines.watch.display import Display
@@ -97,8 +96,8 @@ def dev(
         raise click.UsageError("--sample makes events up, and --generate takes them from a command: give one of them")
     paths = paths or _default()
     # Whatever is wrong from the beginning is said before anything starts.
-    definitions = placed(load_definitions(paths), paths)
-    plan = compiled(*definitions)
+    definitions = load_definitions(paths)
+    plan = placed(definitions, paths)
     origin = Origin(sample=sample, command=generate)
     origin.check(plan)
     console = Screen()

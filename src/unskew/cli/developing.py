@@ -105,13 +105,12 @@ def _is_environment(folder: str, name: str) -> bool:
     return name == "__pycache__" or Path(folder, name, "pyvenv.cfg").exists()
 
 
-def placed(definitions: list[Definition], paths: Sequence[Path]) -> list[Definition]:
-    """Return definitions that compile. Raises ``DefinitionError``, whose faults have their file and line."""
+def placed(definitions: Sequence[Definition], paths: Sequence[Path]) -> Plan:
+    """Return the plan of definitions. Raises ``DefinitionError``, whose faults have their file and line."""
     try:
-        compile(*definitions)
+        return compile(*definitions)
     except DefinitionError as error:
         raise DefinitionError(with_places(error.faults, paths)) from error
-    return definitions
 
 
 class TooLong(Exception):
@@ -251,7 +250,8 @@ class Development:
         """Read the definitions; whatever compiling them would report has its place. Raises what a file raises."""
         with interrupted(_READ_S):
             definitions = load_definitions(self._paths)
-        return placed(definitions, self._paths)
+        placed(definitions, self._paths)
+        return definitions
 
     def _go_back(self, good: _Taken) -> None:
         self._display.note("the definitions from before go on")
