@@ -44,7 +44,6 @@ import redis
 from confluent_kafka import Producer
 from workload import SCHEMA, Forgetful, Watched, journal_of, zipf
 
-from unskew.cli.run import stopping_on_signals
 from unskew.demo.embedded import EmbeddedBroker, EmbeddedRedis
 from unskew.demo.encode import encode
 from unskew.features.definitions import agg
@@ -53,6 +52,7 @@ from unskew.features.definitions.vocabulary import Entity, Feature, FeatureView,
 from unskew.features.plan import Plan
 from unskew.pipelines.deployment import Deployment
 from unskew.pipelines.run import run
+from unskew.stopping import stopping_on_signals
 
 TOPIC = "events"
 VIEW = "by_user"

@@ -67,10 +67,10 @@ def backfill(
     """
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    from unskew.cli.run import stopping_on_signals
     from unskew.features.definitions.load import load
     from unskew.pipelines.deployment import owner_of
     from unskew.pipelines.history.ahead import Ahead, backfill_ahead
+    from unskew.stopping import stopping_on_signals
 
     addresses = settings.cluster_of(cluster, process)
     plan = load(*definitions)

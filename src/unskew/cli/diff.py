@@ -91,10 +91,10 @@ def diff(
     """
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    from unskew.cli.run import stopping_on_signals
     from unskew.features.local import existing_folder
     from unskew.pipelines.history.diff import Sample
     from unskew.pipelines.history.diff import diff as compare
+    from unskew.stopping import stopping_on_signals
 
     if entities is not None and share < 1:
         raise click.UsageError("--share and --entities exclude each other; give one of them")

@@ -75,13 +75,13 @@ def import_(
     unskew import purchases exported/ --arrival loaded_at \\
         --definitions defs/ --archive archive --state state
     """
-    from unskew.cli.run import stopping_on_signals
     from unskew.features.definitions.load import load
     from unskew.features.nearest import nearest
     from unskew.features.time import duration_us
     from unskew.pipelines.deployment import owner_of
     from unskew.pipelines.history.fitting import Arrivals
     from unskew.pipelines.history.importing import ImportJob, import_history
+    from unskew.stopping import stopping_on_signals
 
     given = {"--arrival": arrival, "--partition": partition, "--offset": offset, "--zone": zone}
     repeated = {"--without": without, "--column": renamed}

@@ -67,10 +67,10 @@ def materialize(
         --definitions defs/ --log log --archive archive --state state
     """
     from unskew.cli.applying import applied_at_start
-    from unskew.cli.run import stopping_on_signals
     from unskew.features.definitions.load import load
     from unskew.pipelines import materialize as pipeline_of
     from unskew.pipelines.deployment import owner_of
+    from unskew.stopping import stopping_on_signals
 
     until_us = settings.instant_us("--until", until)
     assert until_us is not None

@@ -153,10 +153,10 @@ def _follow(
     watch: "Watch", every_s: float, address: tuple[str, int] | None, report: Path | None, *, as_json: bool
 ) -> None:
     """Look until a signal comes. What is wrong at the first look ends the command; later it is tried again."""
-    from unskew.cli.run import stopping_on_signals
     from unskew.features.errors import RequestError, UnskewError
     from unskew.monitoring.exposed import Exposed
     from unskew.pipelines.watch.endpoint import answering
+    from unskew.stopping import stopping_on_signals
 
     stop = threading.Event()
     exposed = Exposed()

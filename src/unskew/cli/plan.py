@@ -204,10 +204,10 @@ def _planned(
 
 def _impact(definitions: "Plan", before: "Content", found: "Planned", archive: Path) -> "list[ViewDiff]":
     """Return what happens to the values of views that change or are new, as far as the archive says it in a minute."""
-    from unskew.cli.run import stopping_on_signals
     from unskew.features.plan import Plan
     from unskew.features.versions import Versions
     from unskew.pipelines.history.impact import impact
+    from unskew.stopping import stopping_on_signals
 
     concerned = {
         change.name for change in found.changes if change.what == "view" and change.kind in {"added", "changed"}

@@ -105,7 +105,7 @@ def produce(
         tail -f new.jsonl | unskew produce transactions -
         unskew produce --sample transactions --rate 20
     """
-    from unskew.cli.run import stopping_on_signals
+    from unskew.stopping import stopping_on_signals
 
     if sample is None and (topic is None or file is None):
         raise click.UsageError("give TOPIC and FILE (- for standard input), or --sample STREAM")

@@ -1,7 +1,6 @@
 """``unskew run``: run the pipeline in this process."""
 
 import os
-import signal
 import sys
 import tempfile
 import threading
@@ -16,6 +15,7 @@ from unskew import settings
 from unskew.cli.screen import say_lines
 from unskew.features.errors import RequestError, Stopped, UnskewError
 from unskew.features.local import local_path
+from unskew.stopping import stopping_on_signals
 
 if TYPE_CHECKING:
     from unskew.cli.account import Account
@@ -236,27 +236,6 @@ def _give_up(error: UnskewError, account: "Account", *, as_json: bool) -> None:
     if not as_json:
         say_lines(f"error: {error}")
     os._exit(1)
-
-
-@contextmanager
-def stopping_on_signals(stop: threading.Event) -> Iterator[None]:
-    """Set ``stop`` on SIGTERM and SIGINT; ignore them from the end on, when the process exits with a code of its own.
-
-    If the default handlers were restored, a signal that arrives while the interpreter shuts down would still kill a
-    process that has done all its work.
-    """
-
-    def handle(_number: int, _frame: object) -> None:
-        stop.set()
-
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    for number in numbers:
-        signal.signal(number, handle)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager

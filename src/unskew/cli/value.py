@@ -113,10 +113,10 @@ def value(
         unskew value user_purchases:spend_30d --log data/log \\
             --labels labels.parquet --target bought
     """
-    from unskew.cli.run import stopping_on_signals
     from unskew.features.definitions.load import load
     from unskew.features.local import existing_folder
     from unskew.monitoring.value.worth import values_of
+    from unskew.stopping import stopping_on_signals
 
     for option, column in (("--timestamp", timestamp), ("--target", target)):
         if column == "":

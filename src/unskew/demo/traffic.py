@@ -6,7 +6,6 @@
 same households, products and amounts in the same order; their event times are the present, by this machine's clock.
 """
 
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from unskew.demo.page_views import DEVICES
 from unskew.demo.topics import Topic
 from unskew.features.errors import UnskewError
 from unskew.pipelines.kafka.sending import Outgoing, Sender
+from unskew.stopping import stopping_on_signals
 
 N_HOUSEHOLDS = 2_500
 N_PRODUCTS = 5_000
@@ -130,20 +130,21 @@ class Traffic:
 def main(bootstrap_servers: str, rate: float, events: int | None, seed: int, alive: Path | None) -> None:
     """Send purchases and page views of simulated households to the example's topics, until it is stopped."""
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     try:
-        traffic = Traffic(bootstrap_servers)
-        click.echo(f"sending {rate:g} events a second to {' and '.join(_NAMES)} at {bootstrap_servers}")
-        n_sent, second = 0, time.monotonic()
-        for batch in batches(rate, seed):
-            n_sent += traffic.send(batch if events is None else _first(batch, events - n_sent), time.time_ns() // 1000)
-            if alive is not None:
-                alive.touch()
-            # A pause of the machine is not made good by a flood.
-            second = max(second + 1, time.monotonic() - 1)
-            if n_sent == events or stop.wait(max(0.0, second - time.monotonic())):
-                break
+        with stopping_on_signals(stop):
+            traffic = Traffic(bootstrap_servers)
+            click.echo(f"sending {rate:g} events a second to {' and '.join(_NAMES)} at {bootstrap_servers}")
+            n_sent, second = 0, time.monotonic()
+            for batch in batches(rate, seed):
+                n_sent += traffic.send(
+                    batch if events is None else _first(batch, events - n_sent), time.time_ns() // 1000
+                )
+                if alive is not None:
+                    alive.touch()
+                # A pause of the machine is not made good by a flood.
+                second = max(second + 1, time.monotonic() - 1)
+                if n_sent == events or stop.wait(max(0.0, second - time.monotonic())):
+                    break
     except UnskewError as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"sent {n_sent:,} events")
