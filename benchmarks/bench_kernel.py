@@ -1,6 +1,6 @@
 """Measure the kernel alone: events and rows per second by entities, windows and L/h; one core.
 
-    python benchmarks/bench_kernel.py [--events 1_000_000] [--batch 50_000] [--quick] [--beside SRC [--rounds 3]]
+    python benchmarks/bench_kernel.py [--events 1_000_000] [--batch 50_000] [--quick] [--keys] [--beside SRC]
 
 Each case is a process of its own. Before the time that counts, it writes to memory that it then gives back, because a
 virtual machine's first touch costs more than the kernel's work, and it meets every entity once. With the short windows
@@ -15,7 +15,8 @@ milliseconds, up to three seconds late. "bytes" are those of an entity with the 
 use; "peak" is what the process took at most above what it had before the first event.
 
 ``--beside SRC`` runs each case with the package of another checkout's ``src`` too, in turns, and prints the ratio of
-the medians. ``--quick``: 1,000,000 entities alone, and fewer events.
+the medians. ``--quick``: 1,000,000 entities alone, and fewer events. ``--keys``: the key directory alone, in
+nanoseconds for each of 1,000,000 keys: new ones, known ones in a random order, and the keys of random rows.
 """
 
 import argparse
@@ -43,6 +44,7 @@ from unskew.features.definitions.vocabulary import Entity, Feature, FeatureView,
 from unskew.features.kernel.directory import D_POOL, Directory
 from unskew.features.plan import ViewPlan
 from unskew.features.shard_state import ShardState
+from unskew.features.text_buffers import Keys
 
 START_US = 1_600_000_000_000_000
 PER_MS = 50
@@ -226,10 +228,49 @@ def measure(case: Case, n_events: int, batch: int) -> dict[str, float]:
     }
 
 
+def measure_keys(batch: int) -> dict[str, float]:
+    """Measure the key directory alone, in this process."""
+    random = np.random.default_rng(0)
+    n_keys = 1_000_000
+    directory = Directory()
+    directory.insert(Keys.of(pl.Series(["a key that compiles"])))
+    directory.gather(np.zeros(1, np.int32))
+    found = {}
+    for name in ("new", "known"):
+        numbers = random.permutation(n_keys)
+        batches = [
+            Keys.of(pl.Series(numbers[first : first + batch]).cast(pl.String)) for first in range(0, n_keys, batch)
+        ]
+        began = time.process_time()
+        for keys in batches:
+            directory.insert(keys)
+        found[name] = (time.process_time() - began) * 1e9 / n_keys
+    rows = random.permutation(n_keys).astype(np.int32)
+    began = time.process_time()
+    for first in range(0, n_keys, batch):
+        directory.gather(rows[first : first + batch])
+    found["gathered"] = (time.process_time() - began) * 1e9 / n_keys
+    return found
+
+
+def show_keys(arguments: argparse.Namespace) -> None:
+    """Print nanoseconds a key here and beside, and their ratio."""
+    mine, others = [], []
+    for _ in range(arguments.rounds):
+        mine.append(in_a_process(-1, arguments, None))
+        if arguments.beside is not None:
+            others.append(in_a_process(-1, arguments, arguments.beside))
+    found, other = medians(mine), medians(others) if others else {}
+    print("| keys | ns | other ns | ratio |\n|---|---|---|---|")
+    for name, ns in found.items():
+        print(f"| {name} | {ns:.0f} | " + (f"{other[name]:.0f} | {other[name] / ns:.2f} |" if other else "- | - |"))
+
+
 def in_a_process(number: int, arguments: argparse.Namespace, src: Path | None) -> dict[str, float]:
-    words = [__file__, "--case", str(number), "--events", str(arguments.events), "--batch", str(arguments.batch)]
-    environment = dict(os.environ) if src is None else {**os.environ, "PYTHONPATH": str(src.resolve())}
-    done = subprocess.run([sys.executable, *words], env=environment, stdout=subprocess.PIPE, check=True)
+    words = [] if src is None else ["env", f"PYTHONPATH={src.resolve()}"]
+    words += [sys.executable, __file__, "--case", str(number)]
+    words += ["--events", str(arguments.events), "--batch", str(arguments.batch)]
+    done = subprocess.run(words, stdout=subprocess.PIPE, check=True)
     result: dict[str, float] = json.loads(done.stdout)
     return result
 
@@ -259,10 +300,17 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--beside", type=Path, metavar="SRC", help="the src of another checkout")
     parser.add_argument("--rounds", type=int, default=3, help="with --beside: runs of each")
+    parser.add_argument("--keys", action="store_true")
     parser.add_argument("--case", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.quick and arguments.case is None:
         arguments.events = min(arguments.events, 500_000)
+    if arguments.keys:
+        show_keys(arguments)
+        return
+    if arguments.case is not None and arguments.case < 0:
+        print(json.dumps(measure_keys(arguments.batch)))
+        return
     if arguments.case is not None:
         print(json.dumps(measure(CASES[arguments.case], arguments.events, arguments.batch)))
         return
