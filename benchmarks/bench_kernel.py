@@ -300,6 +300,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--beside", type=Path, metavar="SRC", help="the src of another checkout")
     parser.add_argument("--rounds", type=int, default=3, help="with --beside: runs of each")
+    parser.add_argument("--short", action="store_true", help="only the short windows")
     parser.add_argument("--keys", action="store_true")
     parser.add_argument("--case", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -326,6 +327,8 @@ def main() -> None:
         names += ["other kernel", "kernel ratio", "with columns ratio", "other bytes", "other peak"]
     print("| " + " | ".join(names) + " |\n" + "|---" * len(names) + "|")
     for number, case in enumerate(MAIN if arguments.quick else CASES):
+        if arguments.short and case.windows is not SHORT:
+            continue
         mine, others = [], []
         for _ in range(arguments.rounds if arguments.beside is not None else 1):
             mine.append(in_a_process(number, arguments, None))
