@@ -72,25 +72,56 @@ class Entry(NamedTuple):
             self.function.compile(self.types)
 
 
+def _fetch(context: Any, builder: Any, array: Any, held: Any, places: list[Any]) -> Any:
+    """Write the instruction that fetches an element, and return nothing's value."""
+    made = context.make_array(array)(context, builder, held)
+    word = cgutils.get_item_pointer(context, builder, array, made, places, wraparound=False)
+    pointer = ir.IntType(8).as_pointer()
+    flags = ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [pointer, flags, flags, flags])
+    fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    # The flags say: for writing, into every level of the cache, data.
+    builder.call(fetch, [builder.bitcast(word, pointer), flags(1), flags(3), flags(1)])
+    return context.get_dummy_value()
+
+
 def _prefetch(_typing: Any, array: Any, row: Any, column: Any) -> Any:
     """Ask the processor to fetch a word of a 2-D array into its cache; a hint that changes nothing else."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        held = context.make_array(signature.args[0])(context, builder, arguments[0])
-        place = [
+        places = [
             context.cast(builder, index, kind, types.intp)
             for index, kind in zip(arguments[1:], signature.args[1:], strict=True)
         ]
-        word = cgutils.get_item_pointer(context, builder, signature.args[0], held, place, wraparound=False)
-        pointer = ir.IntType(8).as_pointer()
-        flags = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [pointer, flags, flags, flags])
-        fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        # The flags say: for writing, into every level of the cache, data.
-        builder.call(fetch, [builder.bitcast(word, pointer), flags(1), flags(3), flags(1)])
-        return context.get_dummy_value()
+        return _fetch(context, builder, signature.args[0], arguments[0], places)
 
     return types.none(array, row, column), generate
 
 
+def _prefetch_item(_typing: Any, array: Any, index: Any) -> Any:
+    """As ``prefetch``, of a 1-D array."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = context.cast(builder, arguments[1], signature.args[1], types.intp)
+        return _fetch(context, builder, signature.args[0], arguments[0], [place])
+
+    return types.none(array, index), generate
+
+
+def _load_word(_typing: Any, array: Any, index: Any) -> Any:
+    """Return eight bytes of an array of bytes as a number, the first one lowest, wherever they lie."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        made = context.make_array(signature.args[0])(context, builder, arguments[0])
+        place = context.cast(builder, arguments[1], signature.args[1], types.intp)
+        byte = cgutils.get_item_pointer(context, builder, signature.args[0], made, [place], wraparound=False)
+        word = builder.load(builder.bitcast(byte, ir.IntType(64).as_pointer()))
+        word.align = 1
+        return word
+
+    return types.uint64(array, index), generate
+
+
 prefetch: Any = intrinsic(_prefetch)
+prefetch_item: Any = intrinsic(_prefetch_item)
+load_word: Any = intrinsic(_load_word)

@@ -14,7 +14,7 @@ from unskew.features.kernel import words as w
 from unskew.features.kernel.accumulators import mark_texts
 from unskew.features.kernel.bags import fill_slots
 from unskew.features.kernel.codings import coded
-from unskew.features.kernel.directory import Directory, grown, remove_rows
+from unskew.features.kernel.directory import N_R_COLUMNS, Directory, grown, remove_rows
 from unskew.features.kernel.engine import current, reset_rows, run, take_dead
 from unskew.features.kernel.program import Column, Program, lower, value_width
 from unskew.features.kernel.results import column, series
@@ -398,7 +398,7 @@ class ShardState:
 
     def _show_texts(self) -> None:
         texts = self._texts.arrays
-        self._state = self._state._replace(text_starts=texts.starts, text_lengths=texts.lengths, text_pool=texts.pool)
+        self._state = self._state._replace(text_records=texts.records, text_pool=texts.pool)
 
     def _rows_of(self, keys: Keys, n_tiles: int) -> npt.NDArray[np.int32]:
         """Return the rows of keys, and make new ones; afterwards there is room for ``n_tiles`` more tiles."""
@@ -609,8 +609,7 @@ def new_state(program: Program, n_rows: int) -> State:
         ring=np.full(program.ring_slots, w.NONE, np.int64),
         items=np.empty((_MIN_ITEMS, w.ITEM_WORDS + w.N_ITEM_WORDS), np.int64),
         slots=np.full(2 * _MIN_ITEMS, w.NONE, np.int64),
-        text_starts=np.empty(0, np.int64),
-        text_lengths=np.empty(0, np.int32),
+        text_records=np.empty((0, N_R_COLUMNS), np.int64),
         text_pool=np.empty(0, np.uint8),
         chosen=np.empty(program.chosen_words, np.int64),
         ranks=np.zeros(program.rank_words, np.int64),

@@ -2,11 +2,12 @@
 
 import numpy as np
 import polars as pl
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.histories import laws
-from unskew.features.kernel.directory import Directory, remove_rows
+from unskew.features.kernel.directory import D_SEED, R_HASH, Directory, remove_rows
 from unskew.features.text_buffers import Keys
 
 KEYS = st.lists(st.one_of(st.integers(0, 400).map(str), st.text(max_size=12)), max_size=150)
@@ -43,3 +44,53 @@ def test_churn_of_keys_does_not_grow_the_directory() -> None:
     assert len(directory) == 0
     assert directory.capacity <= 1000
     assert len(directory.arrays.pool) <= 50_000
+
+
+def _probes(directory: Directory) -> float:
+    """Return how many slots away from its home a key lies, on average."""
+    slots, records = directory.arrays.slots, directory.arrays.records
+    taken = np.flatnonzero(slots != -1)
+    homes = records[slots[taken] & 0xFFFFFFFF, R_HASH] & (len(slots) - 1)
+    return float(((taken - homes) & (len(slots) - 1)).mean())
+
+
+def _same_home(directory: Directory, count: int) -> list[str]:
+    """Return keys that all begin in one of 64 neighbouring slots of a table of 2^14, as this directory hashes them."""
+    rows, _ = directory.insert(_keys([f"hostile-key-{number}" for number in range(300 * count)]))
+    near = directory.arrays.records[rows, R_HASH] & ((1 << 14) - 1) < 64
+    return [f"hostile-key-{number}" for number in np.flatnonzero(near)[:count]]
+
+
+def test_keys_made_to_collide_in_one_directory_do_not_collide_in_another() -> None:
+    guessed = Directory()
+    hostile = _same_home(guessed, 800)
+    knowing, unknowing = Directory(), Directory()
+    knowing.arrays.scalars[D_SEED] = guessed.arrays.scalars[D_SEED]
+    for directory in (knowing, unknowing):
+        directory.reserve(3500, 100_000)
+        directory.insert(_keys(hostile))
+        assert len(directory.arrays.slots) == 1 << 14
+        assert directory.find(_keys(hostile)).tolist() == list(range(len(hostile)))
+
+    assert len(hostile) == 800
+    assert _probes(knowing) > 100
+    assert _probes(unknowing) < 1
+
+
+@pytest.mark.parametrize("pattern", ["{}", "{:08d}", "{:016d}", "user-{}", "a-long-common-beginning-{}"])
+def test_keys_that_differ_little_lie_near_their_homes(pattern: str) -> None:
+    directory = Directory()
+    directory.insert(_keys([pattern.format(number) for number in range(50_000)]))
+
+    # Half of the table is full at most: linear probing looks at half a slot too many then (Knuth, volume 3, 6.4).
+    assert _probes(directory) < 0.6
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 15, 16, 17])
+def test_keys_around_the_length_of_a_word_are_told_apart_and_come_back(length: int) -> None:
+    texts = [("x" * length)[:place] + "y" + ("x" * length)[place + 1 :] for place in range(length)] + ["x" * length]
+    directory = Directory()
+    rows, fresh = directory.insert(_keys(texts))
+
+    assert len(fresh) == len(texts) == len(set(rows.tolist()))
+    assert directory.gather(rows).to_series("key").to_list() == texts

@@ -1,73 +1,183 @@
 """A directory that maps entity keys to dense row numbers: an open-addressing table over pooled key bytes.
 
+With many keys every slot and every record is out of the processor's cache, so keys are looked up in a pipeline: the
+memory of later ones is fetched while an earlier one is compared (Chen et al., "Improving Hash Join Performance through
+Prefetching", ICDE 2004, section 5).
+
 Keys are compared as a whole, so two entities never share a row. A freed row is used again.
 """
 
+import secrets
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from numba import uint64
 
-from unskew.features.jit import compiled, inner
-from unskew.features.text_buffers import Keys, hash_bytes, read_only
+from unskew.features.jit import compiled, inlined, inner, load_word, prefetch, prefetch_item
+from unskew.features.text_buffers import Keys, read_only
 
 EMPTY = -1
 # Scalars of a directory.
-D_ROWS, D_HIGH, D_FREE, D_POOL, D_GARBAGE = range(5)
+D_ROWS, D_HIGH, D_FREE, D_POOL, D_GARBAGE, D_SEED, N_SCALARS = range(7)
+# Columns of ``records``: the hash of the row's key, its length (-1 if the row is free), its place in the pool, and its
+# first eight bytes.
+R_HASH, R_LENGTH, R_START, R_HEAD, N_R_COLUMNS = range(5)
+HEAD_BYTES = 8
 _MIN_CAPACITY = 64
 _MIN_POOL = 1024
+_ROW_BITS = 32
+_ROW_MASK = (1 << _ROW_BITS) - 1
+# How many keys ahead memory is prefetched: first the slot, then, once that is there, the record.
+_SLOT_AHEAD, _RECORD_AHEAD = 32, 16
 
 
 class Arrays(NamedTuple):
-    """The directory's arrays, owned by ``Directory``; ``rows`` arrays are indexed by row."""
+    """The directory's arrays, owned by ``Directory``.
+
+    ``slots``: bits of a key's hash above its row, so that only the record of a key that is probably the same is read.
+    ``records`` [rows, 4]: columns ``R_...``, half a cache line for each row. ``free``: rows to use again.
+    """
 
     scalars: npt.NDArray[np.int64]
-    slots: npt.NDArray[np.int32]
-    hashes: npt.NDArray[np.uint64]
-    starts: npt.NDArray[np.int64]
-    lengths: npt.NDArray[np.int32]
+    slots: npt.NDArray[np.int64]
+    records: npt.NDArray[np.int64]
     free: npt.NDArray[np.int32]
     pool: npt.NDArray[np.uint8]
+
+
+@inlined()
+def _word_at(data, start, stop):
+    """Return the eight bytes of a key from ``start`` on, the first one lowest; 0 for those after its end."""
+    length = stop - start
+    if start + HEAD_BYTES <= len(data):
+        word = load_word(data, start)
+        if length < HEAD_BYTES:
+            word &= (uint64(1) << uint64(8 * length)) - uint64(1)
+        return word
+    word = uint64(0)
+    for index in range(min(length, HEAD_BYTES)):
+        word |= uint64(data[start + index]) << uint64(8 * index)
+    return word
+
+
+@inlined()
+def _mixed(word):
+    """Mix 64 bits: two rounds of xor-shift and multiplication, which lose nothing."""
+    word ^= word >> uint64(32)
+    word *= uint64(0xD6E8FEB86659FD93)
+    word ^= word >> uint64(32)
+    word *= uint64(0xD6E8FEB86659FD93)
+    return word ^ (word >> uint64(32))
+
+
+@inner()
+def _hash(seed, data, start, stop):
+    """Hash a key word by word.
+
+    It is the directory's own, because it shows nowhere: rows are numbered in the order in which keys come. So each
+    directory has a seed that nobody knows, and keys that were made to collide do not.
+    """
+    value = _mixed(uint64(seed) ^ uint64(stop - start))
+    for place in range(start, stop, HEAD_BYTES):
+        value = _mixed(value ^ _word_at(data, place, stop))
+    return value
+
+
+@inlined()
+def _home(slots, hashed):
+    """Return the slot at which the search for a hash begins."""
+    return np.int64(hashed & uint64(len(slots) - 1))
+
+
+@inlined()
+def _print_of(hashed):
+    """Return the bits of a hash that a slot holds: not those that choose the slot, and one less than fit."""
+    return np.int64(hashed >> uint64(_ROW_BITS + 1))
+
+
+@inlined()
+def _is_key(arrays, row, hashed, data, start, stop):
+    records = arrays.records
+    length = stop - start
+    if uint64(records[row, R_HASH]) != hashed or records[row, R_LENGTH] != length:
+        return False
+    if uint64(records[row, R_HEAD]) != _word_at(data, start, stop):
+        return False
+    base = records[row, R_START]
+    for index in range(HEAD_BYTES, length):
+        if arrays.pool[base + index] != data[start + index]:
+            return False
+    return True
 
 
 @inner()
 def _find(arrays, hashed, data, start, stop):
     """Return the slot that holds the key, or the empty slot where it would go."""
-    mask = len(arrays.slots) - 1
-    slot = np.int64(hashed & uint64(mask))
-    length = stop - start
+    slots = arrays.slots
+    mask = len(slots) - 1
+    slot = _home(slots, hashed)
+    print_ = _print_of(hashed)
     while True:
-        row = arrays.slots[slot]
-        if row == EMPTY:
+        held = slots[slot]
+        if held == EMPTY:
             return slot
-        if arrays.hashes[row] == hashed and arrays.lengths[row] == length:
-            base = arrays.starts[row]
-            same = True
-            for index in range(length):
-                if arrays.pool[base + index] != data[start + index]:
-                    same = False
-                    break
-            if same:
-                return slot
+        if held >> _ROW_BITS == print_ and _is_key(arrays, held & _ROW_MASK, hashed, data, start, stop):
+            return slot
         slot = (slot + 1) & mask
 
 
+@inlined()
+def _row_at(arrays, slot):
+    """Return the row that a slot holds, or EMPTY."""
+    held = arrays.slots[slot]
+    return np.int32(EMPTY) if held == EMPTY else np.int32(held & _ROW_MASK)
+
+
+@inlined()
+def _hash_ahead(arrays, offsets, data, hashes, first, end):
+    """Hash these keys, and fetch their slots."""
+    for index in range(first, min(end, len(offsets) - 1)):
+        hashes[index] = _hash(arrays.scalars[D_SEED], data, offsets[index], offsets[index + 1])
+        prefetch_item(arrays.slots, _home(arrays.slots, hashes[index]))
+
+
+@inlined()
+def _look_ahead(arrays, offsets, data, hashes, index):
+    """Hide the latency of memory: fetch what keys to come will need, all of them at the same time."""
+    _hash_ahead(arrays, offsets, data, hashes, 0 if index == 0 else index + _SLOT_AHEAD, index + _SLOT_AHEAD + 1)
+    if index + _RECORD_AHEAD < len(offsets) - 1:
+        held = arrays.slots[_home(arrays.slots, hashes[index + _RECORD_AHEAD])]
+        if held != EMPTY:
+            prefetch(arrays.records, held & _ROW_MASK, R_HASH)
+
+
 @compiled()
-def find_rows(arrays, offsets, data, out):
-    """Write the row of every key, or -1."""
+def find_rows(arrays, offsets, data, hashes, out):
+    """Write the row of every key, or -1; ``hashes`` is space."""
     for index in range(len(offsets) - 1):
-        start, stop = offsets[index], offsets[index + 1]
-        out[index] = arrays.slots[_find(arrays, hash_bytes(data, start, stop), data, start, stop)]
+        _look_ahead(arrays, offsets, data, hashes, index)
+        out[index] = _row_at(arrays, _find(arrays, hashes[index], data, offsets[index], offsets[index + 1]))
+
+
+@inlined()
+def _put(arrays, slot, row, hashed, data, start, stop, base):
+    """Write the record of a key, whose bytes are in the pool from ``base`` on, and its slot."""
+    records = arrays.records
+    records[row, R_HASH] = np.int64(hashed)
+    records[row, R_LENGTH] = stop - start
+    records[row, R_START] = base
+    records[row, R_HEAD] = np.int64(_word_at(data, start, stop))
+    arrays.slots[slot] = _print_of(hashed) << _ROW_BITS | row
+    arrays.scalars[D_ROWS] += 1
 
 
 @inner()
-def insert_row(arrays, data, start, stop):
-    """Return the row of a key, and whether it is new; the caller ensures capacity."""
+def _insert(arrays, hashed, data, start, stop):
+    """Return the row of a key, and whether it is new."""
     scalars = arrays.scalars
-    hashed = hash_bytes(data, start, stop)
     slot = _find(arrays, hashed, data, start, stop)
-    row = arrays.slots[slot]
+    row = _row_at(arrays, slot)
     if row != EMPTY:
         return row, False
     if scalars[D_FREE] > 0:
@@ -80,23 +190,26 @@ def insert_row(arrays, data, start, stop):
     for offset in range(stop - start):
         arrays.pool[base + offset] = data[start + offset]
     scalars[D_POOL] = base + stop - start
-    arrays.starts[row] = base
-    arrays.lengths[row] = stop - start
-    arrays.hashes[row] = hashed
-    arrays.slots[slot] = row
-    scalars[D_ROWS] += 1
+    _put(arrays, slot, row, hashed, data, start, stop, base)
     return row, True
 
 
+@inner()
+def insert_row(arrays, data, start, stop):
+    """Return the row of a key, and whether it is new; the caller ensures capacity."""
+    return _insert(arrays, _hash(arrays.scalars[D_SEED], data, start, stop), data, start, stop)
+
+
 @compiled()
-def insert_rows(arrays, offsets, data, out, fresh):
+def insert_rows(arrays, offsets, data, hashes, out, fresh):
     """Write the row of every key, adding new ones; return the number of new rows, which are in ``fresh``.
 
-    The caller ensures capacity.
+    The caller ensures capacity. ``hashes`` is space.
     """
     n_fresh = 0
     for index in range(len(offsets) - 1):
-        row, is_new = insert_row(arrays, data, offsets[index], offsets[index + 1])
+        _look_ahead(arrays, offsets, data, hashes, index)
+        row, is_new = _insert(arrays, hashes[index], data, offsets[index], offsets[index + 1])
         out[index] = row
         if is_new:
             fresh[n_fresh] = row
@@ -107,25 +220,28 @@ def insert_rows(arrays, offsets, data, out, fresh):
 @inner()
 def remove_row(arrays, row):
     """Forget a row's key and free the row for another one (linear probing, backward shift)."""
-    mask = np.int64(len(arrays.slots) - 1)
-    slot = np.int64(arrays.hashes[row] & uint64(mask))
-    while arrays.slots[slot] != row:
+    slots = arrays.slots
+    records = arrays.records
+    mask = len(slots) - 1
+    slot = _home(slots, uint64(records[row, R_HASH]))
+    # An empty slot has no row, but all of its bits set; the key is found before one.
+    while slots[slot] & _ROW_MASK != row:
         slot = (slot + 1) & mask
     hole = slot
     probe = slot
     while True:
         probe = (probe + 1) & mask
-        other = arrays.slots[probe]
-        if other == EMPTY:
+        held = slots[probe]
+        if held == EMPTY:
             break
-        home = np.int64(arrays.hashes[other] & uint64(mask))
+        home = _home(slots, uint64(records[held & _ROW_MASK, R_HASH]))
         if ((probe - home) & mask) >= ((probe - hole) & mask):
-            arrays.slots[hole] = other
+            slots[hole] = held
             hole = probe
-    arrays.slots[hole] = EMPTY
+    slots[hole] = EMPTY
     scalars = arrays.scalars
-    scalars[D_GARBAGE] += arrays.lengths[row]
-    arrays.lengths[row] = -1
+    scalars[D_GARBAGE] += records[row, R_LENGTH]
+    records[row, R_LENGTH] = -1
     arrays.free[scalars[D_FREE]] = row
     scalars[D_FREE] += 1
     scalars[D_ROWS] -= 1
@@ -136,43 +252,44 @@ def _fill_rows(arrays, lengths, offsets, data):
     scalars = arrays.scalars
     for row in range(len(lengths)):
         start, stop = offsets[row], offsets[row + 1]
-        arrays.lengths[row] = lengths[row]
         if lengths[row] < 0:
+            arrays.records[row, R_LENGTH] = -1
             arrays.free[scalars[D_FREE]] = row
             scalars[D_FREE] += 1
             continue
         for position in range(start, stop):
             arrays.pool[position] = data[position]
-        arrays.starts[row] = start
-        hashed = hash_bytes(data, start, stop)
-        arrays.hashes[row] = hashed
-        arrays.slots[_find(arrays, hashed, data, start, stop)] = row
-        scalars[D_ROWS] += 1
+        hashed = _hash(scalars[D_SEED], data, start, stop)
+        _put(arrays, _find(arrays, hashed, data, start, stop), row, hashed, data, start, stop, start)
     scalars[D_HIGH] = len(lengths)
     scalars[D_POOL] = offsets[len(lengths)]
 
 
 @compiled()
-def _fill_slots(slots, hashes, lengths, high):
-    mask = np.int64(len(slots) - 1)
+def _fill_slots(slots, records, high):
+    mask = len(slots) - 1
     for row in range(high):
-        if lengths[row] >= 0:
-            slot = np.int64(hashes[row] & uint64(mask))
+        if row + _SLOT_AHEAD < high:
+            prefetch_item(slots, _home(slots, uint64(records[row + _SLOT_AHEAD, R_HASH])))
+        if records[row, R_LENGTH] >= 0:
+            hashed = uint64(records[row, R_HASH])
+            slot = _home(slots, hashed)
             while slots[slot] != EMPTY:
                 slot = (slot + 1) & mask
-            slots[slot] = row
+            slots[slot] = _print_of(hashed) << _ROW_BITS | row
 
 
 @compiled()
 def _repack(arrays, pool):
     place = 0
+    records = arrays.records
     for row in range(arrays.scalars[D_HIGH]):
-        length = arrays.lengths[row]
+        length = records[row, R_LENGTH]
         if length >= 0:
-            base = arrays.starts[row]
+            base = records[row, R_START]
             for index in range(length):
                 pool[place + index] = arrays.pool[base + index]
-            arrays.starts[row] = place
+            records[row, R_START] = place
             place += length
     arrays.scalars[D_POOL] = place
     arrays.scalars[D_GARBAGE] = 0
@@ -183,16 +300,30 @@ def _gather_lengths(arrays, rows, offsets):
     total = 0
     offsets[0] = 0
     for index in range(len(rows)):
-        total += arrays.lengths[rows[index]]
+        if index + _SLOT_AHEAD < len(rows):
+            prefetch(arrays.records, rows[index + _SLOT_AHEAD], R_HASH)
+        total += arrays.records[rows[index], R_LENGTH]
         offsets[index + 1] = total
 
 
 @compiled()
 def _gather_bytes(arrays, rows, offsets, out):
+    records = arrays.records
     for index in range(len(rows)):
-        base = arrays.starts[rows[index]]
+        if index + _SLOT_AHEAD < len(rows):
+            prefetch(records, rows[index + _SLOT_AHEAD], R_HASH)
+        if index + _RECORD_AHEAD < len(rows) and records[rows[index + _RECORD_AHEAD], R_LENGTH] > HEAD_BYTES:
+            prefetch_item(arrays.pool, records[rows[index + _RECORD_AHEAD], R_START])
+        row = rows[index]
         place = offsets[index]
-        for position in range(offsets[index + 1] - place):
+        length = offsets[index + 1] - place
+        # A short key lies in its record, and the pool need not be read.
+        word = uint64(records[row, R_HEAD])
+        for position in range(min(length, HEAD_BYTES)):
+            out[place + position] = np.uint8(word & uint64(0xFF))
+            word >>= uint64(8)
+        base = records[row, R_START]
+        for position in range(HEAD_BYTES, length):
             out[place + position] = arrays.pool[base + position]
 
 
@@ -220,19 +351,18 @@ class Directory:
 
     def __init__(self) -> None:
         self.arrays = Arrays(
-            scalars=np.zeros(5, np.int64),
-            slots=np.full(2 * _MIN_CAPACITY, EMPTY, np.int32),
-            hashes=np.zeros(_MIN_CAPACITY, np.uint64),
-            starts=np.zeros(_MIN_CAPACITY, np.int64),
-            lengths=np.full(_MIN_CAPACITY, -1, np.int32),
+            scalars=np.zeros(N_SCALARS, np.int64),
+            slots=np.full(2 * _MIN_CAPACITY, EMPTY, np.int64),
+            records=np.full((_MIN_CAPACITY, N_R_COLUMNS), -1, np.int64),
             free=np.zeros(_MIN_CAPACITY, np.int32),
             pool=np.zeros(_MIN_POOL, np.uint8),
         )
+        self.arrays.scalars[D_SEED] = secrets.randbits(63)
 
     @property
     def capacity(self) -> int:
         """The number of rows that fit before the arrays grow."""
-        return len(self.arrays.hashes)
+        return len(self.arrays.records)
 
     def __len__(self) -> int:
         return int(self.arrays.scalars[D_ROWS])
@@ -243,14 +373,16 @@ class Directory:
         self.reserve(count, int(keys.offsets[-1] - keys.offsets[0]) if count else 0)
         rows = np.empty(count, np.int32)
         fresh = np.empty(count, np.int32)
-        n_fresh = insert_rows(self.arrays, read_only(keys.offsets), read_only(keys.data), rows, fresh)
+        n_fresh = insert_rows(
+            self.arrays, read_only(keys.offsets), read_only(keys.data), np.empty(count, np.uint64), rows, fresh
+        )
         return rows, fresh[:n_fresh]
 
     def rows_as_they_lie(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
         """Return the length of every row's key up to the last row, -1 if free, and the keys' bytes end to end."""
         rows = self.rows()
         high = int(rows[-1]) + 1 if len(rows) else 0
-        return self.arrays.lengths[:high].copy(), self.gather(rows).data
+        return self.arrays.records[:high, R_LENGTH].astype(np.int32), self.gather(rows).data
 
     @classmethod
     def of_rows(cls, lengths: npt.NDArray[np.int32], data: npt.NDArray[np.uint8]) -> "Directory":
@@ -264,13 +396,13 @@ class Directory:
     def find(self, keys: Keys) -> npt.NDArray[np.int32]:
         """Return the rows of all keys, -1 if unknown."""
         rows = np.empty(len(keys.offsets) - 1, np.int32)
-        find_rows(self.arrays, read_only(keys.offsets), read_only(keys.data), rows)
+        find_rows(self.arrays, read_only(keys.offsets), read_only(keys.data), np.empty(len(rows), np.uint64), rows)
         return rows
 
     def rows(self) -> npt.NDArray[np.int32]:
         """Return all live rows, ascending."""
         high = int(self.arrays.scalars[D_HIGH])
-        return np.flatnonzero(self.arrays.lengths[:high] >= 0).astype(np.int32)
+        return np.flatnonzero(self.arrays.records[:high, R_LENGTH] >= 0).astype(np.int32)
 
     def gather(self, rows: npt.NDArray[np.int32]) -> Keys:
         """Return the keys of live rows."""
@@ -287,15 +419,13 @@ class Directory:
         if needed > self.capacity:
             capacity = max(2 * self.capacity, needed)
             self.arrays = self.arrays._replace(
-                hashes=grown(self.arrays.hashes, capacity),
-                starts=grown(self.arrays.starts, capacity),
-                lengths=grown(self.arrays.lengths, capacity, -1),
+                records=grown(self.arrays.records, capacity, -1),
                 free=grown(self.arrays.free, capacity),
             )
         if 2 * (scalars[D_ROWS] + n_keys) > len(self.arrays.slots):
             size = 1 << int(4 * (scalars[D_ROWS] + n_keys) - 1).bit_length()
-            slots = np.full(size, EMPTY, np.int32)
-            _fill_slots(slots, self.arrays.hashes, self.arrays.lengths, scalars[D_HIGH])
+            slots = np.full(size, EMPTY, np.int64)
+            _fill_slots(slots, self.arrays.records, scalars[D_HIGH])
             self.arrays = self.arrays._replace(slots=slots)
         if scalars[D_POOL] + n_bytes > len(self.arrays.pool):
             live = int(scalars[D_POOL] - scalars[D_GARBAGE])

@@ -22,6 +22,7 @@ from unskew.features.kernel.arithmetic import (
     to_int,
 )
 from unskew.features.kernel.bags import first_item
+from unskew.features.kernel.directory import R_LENGTH, R_START
 from unskew.features.kernel.grid import ordinal
 
 _LAST_PLAIN = w.READ_VALUE
@@ -32,8 +33,8 @@ _OTHER = np.frombuffer(b"other", np.uint8)
 @inner()
 def text_before(state, left, right):
     """Return true if one text comes before another, by their UTF-8 bytes."""
-    n_left, n_right = state.text_lengths[left], state.text_lengths[right]
-    at_left, at_right = state.text_starts[left], state.text_starts[right]
+    n_left, n_right = state.text_records[left, R_LENGTH], state.text_records[right, R_LENGTH]
+    at_left, at_right = state.text_records[left, R_START], state.text_records[right, R_START]
     for index in range(min(n_left, n_right)):
         one, other = state.text_pool[at_left + index], state.text_pool[at_right + index]
         if one != other:
@@ -43,10 +44,10 @@ def text_before(state, left, right):
 
 @inner()
 def _is_other(state, text):
-    if state.text_lengths[text] != len(_OTHER):
+    if state.text_records[text, R_LENGTH] != len(_OTHER):
         return False
     for index in range(len(_OTHER)):
-        if state.text_pool[state.text_starts[text] + index] != _OTHER[index]:
+        if state.text_pool[state.text_records[text, R_START] + index] != _OTHER[index]:
             return False
     return True
 

@@ -20,8 +20,7 @@ class State(NamedTuple):
     - ``tiles`` [tiles, ...]: columns ``TILE_...``. ``ring``: the first tile of each bucket.
     - ``items`` [items, 10]: columns ``ITEM_...``, of the multisets and lists of all cells. ``slots``: the first item of
       each slot of the hash table that finds items of multisets.
-    - ``text_starts``, ``text_lengths``, ``text_pool``: from the directory of texts, whose rows stand for them in
-      numbers.
+    - ``text_records``, ``text_pool``: from the directory of texts, whose rows stand for them in numbers.
     - ``closings`` [sessions, ...]: columns ``C_...``, sessions that closed since they were last taken out: entity row,
       instant, partition and offset of the latest event, a bit for each value that is present, the values. It has no
       rows if closed sessions are not recorded.
@@ -40,8 +39,7 @@ class State(NamedTuple):
     ring: Ints
     items: Ints
     slots: Ints
-    text_starts: Ints
-    text_lengths: npt.NDArray[np.int32]
+    text_records: Ints
     text_pool: npt.NDArray[np.uint8]
     chosen: Ints
     ranks: Ints
