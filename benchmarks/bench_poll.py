@@ -22,6 +22,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ HERE = Path(__file__)
 N_ENTITIES = 100_000
 EPOCH_POLLS = 500
 """Polls of an epoch of five seconds, one every ten milliseconds."""
+POLLS_AT_ONCE = 50
 STAGES = ("route", "shard", "redis", "tables", "epoch's end")
 CLOCK_STEP_US = 10_000
 HOME = Path(__file__).resolve().parent.parent / "src"
@@ -40,9 +42,9 @@ HOME = Path(__file__).resolve().parent.parent / "src"
 
 def the_plan(n_views: int, topic: str = "events", *, partitioned: bool = True) -> Any:
     """Return views with the same nine features over three windows; all have the stream, key and value in common."""
-    from unskew.features.definitions import agg  # noqa: PLC0415 - the package of this process's folder
-    from unskew.features.definitions.compile import compile as compile_definitions  # noqa: PLC0415
-    from unskew.features.definitions.vocabulary import Entity, Feature, FeatureView, Sliding, Stream  # noqa: PLC0415
+    from unskew.features.definitions import agg
+    from unskew.features.definitions.compile import compile as compile_definitions
+    from unskew.features.definitions.vocabulary import Entity, Feature, FeatureView, Sliding, Stream
 
     stream = Stream(
         "events",
@@ -67,14 +69,14 @@ class Way:
     """The path of polls of one partition through a process, with the time spent in each stage."""
 
     def __init__(self, folder: Path, n_views: int, *, partitioned: bool) -> None:
-        from unskew.features.shard_state import ShardState  # noqa: PLC0415
-        from unskew.pipelines.decoding.avro import decoder_of  # noqa: PLC0415
-        from unskew.pipelines.routing import Router  # noqa: PLC0415
-        from unskew.pipelines.state.changelog import Changelog, Changelogs  # noqa: PLC0415
-        from unskew.pipelines.state.ordering import Shard, Siblings  # noqa: PLC0415
-        from unskew.sinks.redis.batch import Batch  # noqa: PLC0415
-        from unskew.sinks.redis.resp import RowEncoder  # noqa: PLC0415
-        from unskew.sinks.tables.kinds import ArchiveTable, LogTable  # noqa: PLC0415
+        from unskew.features.shard_state import ShardState
+        from unskew.pipelines.decoding.avro import decoder_of
+        from unskew.pipelines.routing import Router
+        from unskew.pipelines.state.changelog import Changelog, Changelogs
+        from unskew.pipelines.state.ordering import Shard, Siblings
+        from unskew.sinks.redis.batch import Batch
+        from unskew.sinks.redis.resp import RowEncoder
+        from unskew.sinks.tables.kinds import ArchiveTable, LogTable
 
         views = list(the_plan(n_views, partitioned=partitioned).views.values())
         self._batch = Batch
@@ -95,28 +97,31 @@ class Way:
         self.spent_ns[stage] += now_ns - self._at_ns
         self._at_ns = now_ns
 
-    def take(self, poll: Any) -> None:
-        """Work on one poll."""
+    def take(self, polls: list[Any]) -> None:
+        """Work on polls, stage by stage and not poll by poll, because reading the processor's clock may cost a lot."""
         self._at_ns = time.process_time_ns()
-        items = [item for _, item in self._router.route(poll)]
+        routed = [[item for _, item in self._router.route(poll)] for poll in polls]
         self._took("route")
-        slices = [item for item in items if hasattr(item, "shard")]
-        steps = [self._shards[piece.view].take(piece) for piece in slices]
+        stepped = [[self._shards[item.view].take(item) for item in items if hasattr(item, "shard")] for items in routed]
         self._took("shard")
+        for steps in stepped:
+            self._encode(steps)
+        self._took("redis")
+        for step in (step for steps in stepped for step in steps):
+            self._logs[step.view.id].append(step)
+        for item in (item for items in routed for item in items):
+            if not hasattr(item, "shard") and not item.dead:
+                self._archive.append(item.rows, first_us=item.first_us, clock_us=item.clock_us)
+        self._took("tables")
+
+    def _encode(self, steps: list[Any]) -> None:
         batch = self._batch()
         for step in steps:
             batch.add(step)
         batch.conflate()
         for view, frames in batch.frames.items():
             for frame in frames:
-                self._encoders[view].encode(frame, poll.clock_us)
-        self._took("redis")
-        for step in steps:
-            self._logs[step.view.id].append(step)
-        for item in items:
-            if not hasattr(item, "shard") and not item.dead:
-                self._archive.append(item.rows, first_us=item.first_us, clock_us=item.clock_us)
-        self._took("tables")
+                self._encoders[view].encode(frame, steps[0].clock_us)
 
     def end_epoch(self) -> None:
         """Take the snapshots of an epoch's end."""
@@ -130,8 +135,8 @@ class Way:
 
 def polls(n_records: int) -> Iterator[Any]:
     """Yield polls of one partition, ten milliseconds apart, without end."""
-    from unskew.demo.encode import encode  # noqa: PLC0415
-    from unskew.pipelines.kafka.poll import Poll  # noqa: PLC0415
+    from unskew.demo.encode import encode
+    from unskew.pipelines.kafka.poll import Poll
 
     random = np.random.default_rng(0)
     users = zipf(EPOCH_POLLS * n_records, N_ENTITIES, random).reshape(EPOCH_POLLS, n_records)
@@ -160,12 +165,11 @@ def measure(n_records: int, n_views: int, *, partitioned: bool) -> dict[str, flo
     with tempfile.TemporaryDirectory() as folder:
         way = Way(Path(folder), n_views, partitioned=partitioned)
         coming = polls(n_records)
-        for _ in range(EPOCH_POLLS // 5):
-            way.take(next(coming))
+        way.take(list(islice(coming, POLLS_AT_ONCE)))
         way.end_epoch()
         way.spent_ns = dict.fromkeys(STAGES, 0)
-        for _ in range(EPOCH_POLLS):
-            way.take(next(coming))
+        for _ in range(EPOCH_POLLS // POLLS_AT_ONCE):
+            way.take(list(islice(coming, POLLS_AT_ONCE)))
         way.end_epoch()
         return {stage: spent / 1000 / EPOCH_POLLS for stage, spent in way.spent_ns.items()}
 
@@ -177,20 +181,25 @@ def serve() -> None:
         print(json.dumps(measure(**asked)), flush=True)
 
 
+def python_of(source: Path) -> list[str]:
+    """Return the command that runs Python with the package in a folder, as the process itself and not a child of it."""
+    return ["env", f"PYTHONPATH={source}", sys.executable]
+
+
 class Beside:
     """The package in a folder, in a process of its own."""
 
     def __init__(self, source: Path) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, str(HERE), "--serve"],
+            [*python_of(source), str(HERE), "--serve"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(source)},
         )
 
     def __call__(self, **asked: Any) -> dict[str, float]:
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         print(json.dumps(asked), file=self._process.stdin, flush=True)
         found: dict[str, float] = json.loads(self._process.stdout.readline())
         return found
@@ -219,7 +228,9 @@ def compare(sources: Mapping[str, Path], sizes: list[int], n_rounds: int, n_view
             base = whole[list(whole)[-1]]
             for name, stages in middles.items():
                 shown = " | ".join(f"{stages[stage]:,.0f}" for stage in STAGES)
-                print(f"| {n_records:,} | {name} | {shown} | {whole[name]:,.0f} | {base / whole[name]:.2f} |", flush=True)
+                print(
+                    f"| {n_records:,} | {name} | {shown} | {whole[name]:,.0f} | {base / whole[name]:.2f} |", flush=True
+                )
     finally:
         for side in sides.values():
             side.close()
@@ -227,9 +238,9 @@ def compare(sources: Mapping[str, Path], sizes: list[int], n_rounds: int, n_view
 
 def live(given: argparse.Namespace) -> None:
     """Run a pipeline until this process is told to end."""
-    from unskew.cli.run import stopping_on_signals  # noqa: PLC0415
-    from unskew.pipelines.deployment import Deployment  # noqa: PLC0415
-    from unskew.pipelines.run import run  # noqa: PLC0415
+    from unskew.cli.run import stopping_on_signals
+    from unskew.pipelines.deployment import Deployment
+    from unskew.pipelines.run import run
 
     folder = Path(given.folder)
     deployment = Deployment(
@@ -255,9 +266,9 @@ def processor_s(pid: int) -> float:
 
 def produce(bootstrap: str, rate: int, n_partitions: int, stop: threading.Event) -> None:
     """Send so many events a second until told to stop."""
-    from confluent_kafka import Producer  # noqa: PLC0415
+    from confluent_kafka import Producer
 
-    from unskew.demo.encode import encode  # noqa: PLC0415
+    from unskew.demo.encode import encode
 
     producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 5, "log_level": 0})
     number = 0
@@ -273,15 +284,15 @@ def produce(bootstrap: str, rate: int, n_partitions: int, stop: threading.Event)
 
 def idle_cores(source: Path, given: argparse.Namespace) -> float:
     """Return the cores that a pipeline uses on a quiet topic."""
-    from unskew.demo.embedded import EmbeddedBroker, EmbeddedRedis  # noqa: PLC0415
+    from unskew.demo.embedded import EmbeddedBroker, EmbeddedRedis
 
     with EmbeddedBroker() as broker, EmbeddedRedis() as server, tempfile.TemporaryDirectory() as folder:
         broker.create_topic("events", given.partitions)
         stop = threading.Event()
         sending = threading.Thread(target=produce, args=(broker.bootstrap, given.rate, given.partitions, stop))
-        command = [sys.executable, str(HERE), "--live", "--folder", folder, "--bootstrap", broker.bootstrap]
+        command = [*python_of(source), str(HERE), "--live", "--folder", folder, "--bootstrap", broker.bootstrap]
         command += ["--redis-url", server.url, "--views", str(given.views), *(["--ordered"] if given.ordered else [])]
-        process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(source)})
+        process = subprocess.Popen(command)
         try:
             if given.rate:
                 sending.start()
