@@ -11,6 +11,7 @@ NAMES = (
     "bench_decode",
     "bench_pipeline",
     "bench_latency",
+    "bench_poll",
     "bench_serving",
     "bench_journal",
     "bench_wire",

@@ -97,6 +97,19 @@ class Evaluator:
         if self._tests:
             self._columns.append(pl.any_horizontal(*(test for test, _ in self._tests)).alias(_BAD))
 
+        self.text = self._text()
+
+    def _text(self) -> tuple[object, ...]:
+        """Return all that the evaluated events depend on; evaluators with equal texts give equal ``events``.
+
+        What ``rejected`` says names the view, and so differs.
+        """
+        entity = self._view.entity
+        conditions = [] if self._where is None else [self._where]
+        exprs = [*conditions, *self._columns, *(test for test, _ in self._tests)]
+        serialized = tuple(expr.meta.serialize() for expr in exprs)
+        return tuple(entity.keys), tuple(entity.types), len(conditions), len(self._columns), serialized
+
     def __call__(self, decoded: pl.DataFrame) -> Evaluated:
         """Filter and evaluate decoded events; those for which an expression fails are rejected."""
         narrow = [column for column in map(decoded.get_column, self._read) if column.dtype in _WIDE]

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from unskew.features.evaluate import Evaluator
+from unskew.features.evaluate import Evaluated, Evaluator
 from unskew.features.keys import shard_of
 from unskew.features.plan import ViewPlan
 from unskew.features.rejection import Rejection
@@ -96,10 +96,14 @@ class Router:
     def _items(self, poll: Poll, decoded: Decoded) -> Iterator[tuple[str, Slice | TableRows]]:
         topic = self._decoder.topic
         dead = [decoded.dead]
+        # Views with equal filters, values and keys have equal events: evaluated once, unless a view refuses some.
+        shared: dict[tuple[object, ...], Evaluated] = {}
         for view, evaluate in self._views:
             events = None
             if decoded.events.height:
-                evaluated = evaluate(decoded.events)
+                evaluated = shared.get(evaluate.text) or evaluate(decoded.events)
+                if not evaluated.rejected.height:
+                    shared[evaluate.text] = evaluated
                 events = evaluated.events
                 if evaluated.rejected.height:
                     dead.append(_letters(poll, topic, view.id, evaluated.rejected))

@@ -149,11 +149,13 @@ class Wire:
             size = sum(map(len, values))
         block = b"".join((self._header, varint(len(values)), varint(size), *parts, _SYNC))
         frame = pl.read_avro(io.BytesIO(block))
-        # There is nearly always one schema id; comparing with a literal needs no Python object per message.
-        same = frame.height == len(values) and frame.select((pl.col(_FRAME) == values[0][:FRAME_BYTES]).all()).item()
+        # There is nearly always one schema id; comparing with one needs no Python object per message.
         frames = frame.drop_in_place(_FRAME)
+        same = len(frames) == len(values) and (frames == pl.Series([values[0][:FRAME_BYTES]], dtype=pl.Binary)).all()
         if not same and not frames.equals(pl.Series([value[:FRAME_BYTES] for value in values], dtype=pl.Binary)):
             raise ValueError("the rows do not match the messages")
+        if not self._symbols and not self._booleans:
+            return frame
         return frame.with_columns(
             *(symbols.gather(frame[name]).alias(name) for name, symbols in self._symbols.items()),
             *(pl.col(name) == pl.lit(b"\x01") for name in self._booleans),

@@ -36,6 +36,8 @@ class Refusals:
 
     def refuse(self, bad: pl.Series | npt.NDArray[np.bool_], kind: Kind, reason: Callable[[int], str]) -> None:
         """Refuse the rows for which ``bad`` is true; ``reason`` gives the reason from a row's place among the rows."""
+        if not bad.any():
+            return
         flags = bad.fill_null(value=False).to_numpy() if isinstance(bad, pl.Series) else bad
         for at in np.flatnonzero(flags & self.kept).tolist():
             self.kept[at] = False
@@ -60,7 +62,7 @@ class Unit:
 def typed(numbers: pl.Series, unit: Unit, dtype: pl.DataType, refusals: Refusals, *, event_time: bool) -> pl.Series:
     """Return a column with its type; refuse rows with values outside what it can hold or show."""
     name = numbers.name
-    if event_time:
+    if event_time and numbers.null_count():
         refusals.refuse(numbers.is_null(), "time", lambda _: "event_time is null")
     match unit.logical:
         case None:
@@ -97,9 +99,11 @@ def _instants(numbers: pl.Series, unit: str, refusals: Refusals, *, event_time: 
 
 
 def _inside(numbers: pl.Series, first: int, last: int, word: str, span: str, refusals: Refusals) -> pl.Series:
-    inside = numbers.is_between(first, last)
-    if inside.all():
+    # Least and greatest, because most polls have few rows, and an expression costs more than they do.
+    least, most = numbers.min(), numbers.max()
+    if least is None or most is None or (least >= first and most <= last):  # type: ignore[operator]
         return numbers
+    inside = numbers.is_between(first, last)
     kind: Kind = "time" if word == "event_time" else "range"
     refusals.refuse(~inside, kind, lambda at: f"{word} {numbers[at]} is outside {span}")
     return numbers.set(~inside, None)

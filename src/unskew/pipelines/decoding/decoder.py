@@ -207,14 +207,17 @@ class Decoder(ABC):
             age = format_duration(stream.max_age_us)
             too_old = arrivals - event_times.to_physical() > stream.max_age_us
             refusals.refuse(too_old, "time", lambda _: f"older than max_age ({age})")
-        events = frame.with_columns(
+        found = [
+            *frame.get_columns(),
             *more,
-            pl.lit(poll.partition, pl.Int32).alias("_partition"),
+            pl.Series("_partition", [poll.partition], pl.Int32).new_from_index(0, len(rows)),
             pl.Series("_offset", poll.offsets[rows]),
             arrivals.cast(INSTANT),
             event_times.alias("_event_time"),
-        ).select(self._no_events.columns)
-        return refusals.of(events)[1]
+        ]
+        # Not by queries, each of which would cost more than the few rows of most polls.
+        columns = {column.name: column for column in found}
+        return refusals.of(pl.DataFrame([columns[name] for name in self._no_events.columns]))[1]
 
     def _dead(self, poll: Poll, reasons: Mapping[int, Rejection]) -> pl.DataFrame:
         if not reasons and not poll.rejected:

@@ -132,8 +132,7 @@ class Reading:
         """Return columns of messages that passed the check; None if Polars does not agree with it."""
         if not values:
             return None
-        shape = self._wire.shape
-        return self._in_one_piece(lambda: self._wire.read(values).select(list(shape)).cast(shape))  # type: ignore[arg-type]
+        return self._in_one_piece(lambda: _shaped(self._wire.read(values), self._wire.shape))
 
     def _read_each(
         self,
@@ -206,6 +205,13 @@ class Reading:
         if frame is None:
             raise BadMessage("malformed", "not a record of the schema")
         return {name: frame.item(0, column) for name, column in self._resolution.wanted.items()}
+
+
+def _shaped(frame: pl.DataFrame, shape: Mapping[str, pl.DataType]) -> pl.DataFrame:
+    """Return the frame with these columns and types; mostly it has them, and a query would cost more than the rest."""
+    if list(frame.schema.items()) == list(shape.items()):
+        return frame
+    return frame.select(list(shape)).cast(shape)  # type: ignore[arg-type]
 
 
 def without_logical_types(avro: Any) -> Any:

@@ -1,0 +1,354 @@
+"""Measure the processor time of one small poll, from records to bytes for Redis and rows for log and archive.
+
+    python benchmarks/bench_poll.py [--sizes 1 10 100 1000] [--views 1] [--ordered] [--beside PATH/src]
+    python benchmarks/bench_poll.py --idle [--partitions 100] [--rate 100] [--beside PATH/src]
+
+The first needs no broker and no Redis: a poll goes through the router (decoding, evaluation, slices), the shard's step,
+the encoding of current rows as Redis commands, and the appending to log and archive; at the end of so many polls as an
+epoch has, through the snapshots of tables and shards too, so that no work is hidden there. Figures are microseconds
+of this process's processor time, all threads, per poll; the median of the rounds. The second runs the whole pipeline
+on a live topic beside an embedded broker and a Valkey in this process, and gives the cores that the pipeline uses.
+
+With ``--beside``, the package in another folder is measured too, in another process, in turns with this one.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from workload import SCHEMA, zipf
+
+HERE = Path(__file__)
+N_ENTITIES = 100_000
+EPOCH_POLLS = 500
+"""Polls of an epoch of five seconds, one every ten milliseconds."""
+POLLS_AT_ONCE = 50
+STAGES = ("route", "shard", "redis", "tables", "epoch's end")
+CLOCK_STEP_US = 10_000
+HOME = Path(__file__).resolve().parent.parent / "src"
+
+
+def the_plan(n_views: int, topic: str = "events", *, partitioned: bool = True) -> Any:
+    """Return views with the same nine features over three windows; all have the stream, key and value in common."""
+    from unskew.features.definitions import agg
+    from unskew.features.definitions.compile import compile as compile_definitions
+    from unskew.features.definitions.vocabulary import Entity, Feature, FeatureView, Sliding, Stream
+
+    stream = Stream(
+        "events",
+        topic=topic,
+        schema=SCHEMA,
+        event_time="at",
+        settle="10ms",
+        partitioned_by="user" if partitioned else None,
+    )
+    features = [
+        Feature(f"{name}_{extent}", aggregation, Sliding(extent))
+        for extent in ("5m", "1h", "30d")
+        for name, aggregation in (("count", agg.count()), ("sum", agg.sum("amount")), ("max", agg.max("amount")))
+    ]
+    user = Entity("user", key="user")
+    return compile_definitions(
+        *(FeatureView(f"by_user_{number}", entity=user, stream=stream, features=features) for number in range(n_views))
+    )
+
+
+class Way:
+    """The path of polls of one partition through a process, with the time spent in each stage."""
+
+    def __init__(self, folder: Path, n_views: int, *, partitioned: bool) -> None:
+        from unskew.features.shard_state import ShardState
+        from unskew.pipelines.decoding.avro import decoder_of
+        from unskew.pipelines.routing import Router
+        from unskew.pipelines.state.changelog import Changelog, Changelogs
+        from unskew.pipelines.state.ordering import Shard, Siblings
+        from unskew.sinks.redis.batch import Batch
+        from unskew.sinks.redis.resp import RowEncoder
+        from unskew.sinks.tables.kinds import ArchiveTable, LogTable
+
+        views = list(the_plan(n_views, partitioned=partitioned).views.values())
+        self._batch = Batch
+        self._router = Router(views, decoder_of(views[0].stream), 1, 1)
+        name = "p0.0" if partitioned else "h0"
+        siblings, logs = Siblings(), Changelogs(folder / "state")
+        self._shards = {
+            view.id: Shard(ShardState(view, name), siblings, Changelog(logs, view, name, None)) for view in views
+        }
+        self._logs = {view.id: LogTable(folder / "log", view, name, None, now_us=lambda: 1) for view in views}
+        self._archive = ArchiveTable(folder / "archive", "events", 0, None)
+        self._encoders = {view.id: RowEncoder(view, "p") for view in views}
+        self.spent_ns = dict.fromkeys(STAGES, 0)
+        self._at_ns = 0
+
+    def _took(self, stage: str) -> None:
+        now_ns = time.process_time_ns()
+        self.spent_ns[stage] += now_ns - self._at_ns
+        self._at_ns = now_ns
+
+    def take(self, polls: list[Any]) -> None:
+        """Work on polls, stage by stage and not poll by poll, because reading the processor's clock may cost a lot."""
+        self._at_ns = time.process_time_ns()
+        routed = [[item for _, item in self._router.route(poll)] for poll in polls]
+        self._took("route")
+        stepped = [[self._shards[item.view].take(item) for item in items if hasattr(item, "shard")] for items in routed]
+        self._took("shard")
+        for steps in stepped:
+            self._encode(steps)
+        self._took("redis")
+        for step in (step for steps in stepped for step in steps):
+            self._logs[step.view.id].append(step)
+        for item in (item for items in routed for item in items):
+            if not hasattr(item, "shard") and not item.dead:
+                self._archive.append(item.rows, first_us=item.first_us, clock_us=item.clock_us)
+        self._took("tables")
+
+    def _encode(self, steps: list[Any]) -> None:
+        batch = self._batch()
+        for step in steps:
+            batch.add(step)
+        batch.conflate()
+        for view, frames in batch.frames.items():
+            for frame in frames:
+                self._encoders[view].encode(frame, steps[0].clock_us)
+
+    def end_epoch(self) -> None:
+        """Take the snapshots of an epoch's end."""
+        self._at_ns = time.process_time_ns()
+        for shard in self._shards.values():
+            shard.to_snapshot()
+        for table in (*self._logs.values(), self._archive):
+            table.snapshot()
+        self._took("epoch's end")
+
+
+def polls(n_records: int) -> Iterator[Any]:
+    """Yield polls of one partition, ten milliseconds apart, without end."""
+    from unskew.demo.encode import encode
+    from unskew.pipelines.kafka.poll import Poll
+
+    random = np.random.default_rng(0)
+    users = zipf(EPOCH_POLLS * n_records, N_ENTITIES, random).reshape(EPOCH_POLLS, n_records)
+    amounts = np.round(random.gamma(2.0, 20.0, (EPOCH_POLLS, n_records)), 2)
+    offset, now_us = 0, 1_600_000_000_000_000
+    while True:
+        for user, amount in zip(users, amounts, strict=True):
+            at = now_us + np.sort(random.integers(0, CLOCK_STEP_US, n_records))
+            now_us += CLOCK_STEP_US
+            yield Poll(
+                stream="events",
+                partition=0,
+                clock_us=now_us - CLOCK_STEP_US // 10 if not n_records else int(at[-1]) // 1000 * 1000,
+                ended=False,
+                offsets=np.arange(offset, offset + n_records),
+                arrivals=at // 1000 * 1000,
+                keys=[None] * n_records,
+                values=list(encode(pl.DataFrame({"user": user, "amount": amount, "at": at}), SCHEMA)),
+                rejected=[],
+            )
+            offset += n_records
+
+
+def measure(n_records: int, n_views: int, *, partitioned: bool) -> dict[str, float]:
+    """Return microseconds a poll, by stage, of one epoch; one before that warms up."""
+    with tempfile.TemporaryDirectory() as folder:
+        way = Way(Path(folder), n_views, partitioned=partitioned)
+        coming = polls(n_records)
+        way.take(list(islice(coming, POLLS_AT_ONCE)))
+        way.end_epoch()
+        way.spent_ns = dict.fromkeys(STAGES, 0)
+        for _ in range(EPOCH_POLLS // POLLS_AT_ONCE):
+            way.take(list(islice(coming, POLLS_AT_ONCE)))
+        way.end_epoch()
+        return {stage: spent / 1000 / EPOCH_POLLS for stage, spent in way.spent_ns.items()}
+
+
+def serve() -> None:
+    """Answer questions of another process: one JSON object a line."""
+    for line in sys.stdin:
+        asked = json.loads(line)
+        print(json.dumps(measure(**asked)), flush=True)
+
+
+def python_of(source: Path) -> list[str]:
+    """Return the command that runs Python with the package in a folder, as the process itself and not a child of it."""
+    return ["env", f"PYTHONPATH={source}", sys.executable]
+
+
+class Beside:
+    """The package in a folder, in a process of its own."""
+
+    def __init__(self, source: Path) -> None:
+        self._process = subprocess.Popen(
+            [*python_of(source), str(HERE), "--serve"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, **asked: Any) -> dict[str, float]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps(asked), file=self._process.stdin, flush=True)
+        found: dict[str, float] = json.loads(self._process.stdout.readline())
+        return found
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+def compare(sources: Mapping[str, Path], sizes: list[int], n_rounds: int, n_views: int, *, partitioned: bool) -> None:
+    """Print a row for each size and package, and the ratio of the first to the others."""
+    sides = {name: Beside(source) for name, source in sources.items()}
+    print(f"| records | package | {' | '.join(STAGES)} | together, us | ratio |")
+    print(f"|---|---|{'---|' * (len(STAGES) + 2)}", flush=True)
+    try:
+        for n_records in sizes:
+            found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+            for _ in range(n_rounds):
+                for name, side in sides.items():
+                    found[name].append(side(n_records=n_records, n_views=n_views, partitioned=partitioned))
+            middles = {
+                name: {stage: statistics.median(row[stage] for row in rows) for stage in STAGES}
+                for name, rows in found.items()
+            }
+            whole = {name: statistics.median(sum(row.values()) for row in rows) for name, rows in found.items()}
+            base = whole[list(whole)[-1]]
+            for name, stages in middles.items():
+                shown = " | ".join(f"{stages[stage]:,.0f}" for stage in STAGES)
+                print(
+                    f"| {n_records:,} | {name} | {shown} | {whole[name]:,.0f} | {base / whole[name]:.2f} |", flush=True
+                )
+    finally:
+        for side in sides.values():
+            side.close()
+
+
+def live(given: argparse.Namespace) -> None:
+    """Run a pipeline until this process is told to end."""
+    from unskew.cli.run import stopping_on_signals
+    from unskew.pipelines.deployment import Deployment
+    from unskew.pipelines.run import run
+
+    folder = Path(given.folder)
+    deployment = Deployment(
+        bootstrap=given.bootstrap,
+        redis_url=given.redis_url,
+        log=folder / "log",
+        archive=folder / "archive",
+        dead_letters=folder / "dead",
+        state=folder / "state",
+        idle="wall",
+        prefix="p",
+    )
+    stop = threading.Event()
+    with stopping_on_signals(stop):
+        run(the_plan(given.views, partitioned=not given.ordered), deployment, stop=stop)
+
+
+def processor_s(pid: int) -> float:
+    """Return the processor seconds of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def produce(bootstrap: str, rate: int, n_partitions: int, stop: threading.Event) -> None:
+    """Send so many events a second until told to stop."""
+    from confluent_kafka import Producer
+
+    from unskew.demo.encode import encode
+
+    producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 5, "log_level": 0})
+    number = 0
+    while not stop.wait(1 / rate):
+        now_us = time.time_ns() // 1000
+        user = number % 1000
+        value = encode(pl.DataFrame({"user": [user], "amount": [1.0], "at": [now_us]}), SCHEMA)[0]
+        producer.produce("events", value, partition=user % n_partitions, timestamp=now_us // 1000)
+        producer.poll(0)
+        number += 1
+    producer.flush(5)
+
+
+def idle_cores(source: Path, given: argparse.Namespace) -> float:
+    """Return the cores that a pipeline uses on a quiet topic."""
+    from unskew.demo.embedded import EmbeddedBroker, EmbeddedRedis
+
+    with EmbeddedBroker() as broker, EmbeddedRedis() as server, tempfile.TemporaryDirectory() as folder:
+        broker.create_topic("events", given.partitions)
+        stop = threading.Event()
+        sending = threading.Thread(target=produce, args=(broker.bootstrap, given.rate, given.partitions, stop))
+        command = [*python_of(source), str(HERE), "--live", "--folder", folder, "--bootstrap", broker.bootstrap]
+        command += ["--redis-url", server.url, "--views", str(given.views), *(["--ordered"] if given.ordered else [])]
+        process = subprocess.Popen(command)
+        try:
+            if given.rate:
+                sending.start()
+            time.sleep(given.warm_up)
+            began_s, began = time.monotonic(), processor_s(process.pid)
+            time.sleep(given.seconds)
+            return (processor_s(process.pid) - began) / (time.monotonic() - began_s)
+        finally:
+            stop.set()
+            process.terminate()
+            process.wait(60)
+
+
+def quiet(sources: Mapping[str, Path], given: argparse.Namespace) -> None:
+    """Print the cores of each package on a quiet topic."""
+    found: dict[str, list[float]] = {name: [] for name in sources}
+    for _ in range(given.rounds):
+        for name, source in sources.items():
+            found[name].append(idle_cores(source, given))
+    kind = "ordered" if given.ordered else "partitioned"
+    for name, cores in found.items():
+        each = ", ".join(f"{one:.3f}" for one in cores)
+        print(
+            f"| {kind} | {given.partitions} partitions, {given.views} views, {given.rate} events/s | {name} | "
+            f"{statistics.median(cores):.3f} ({each}) |",
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 10, 100, 1000])
+    parser.add_argument("--views", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--ordered", action="store_true", help="hashed shards instead of partitioned ones")
+    parser.add_argument("--beside", type=Path, help="the folder that holds another version of the package")
+    parser.add_argument("--idle", action="store_true", help="the cores of a pipeline on a quiet topic")
+    parser.add_argument("--partitions", type=int, default=100)
+    parser.add_argument("--rate", type=int, default=100, help="events a second of the quiet topic")
+    parser.add_argument("--seconds", type=float, default=15.0)
+    parser.add_argument("--warm-up", type=float, default=12.0)
+    for hidden in ("--serve", "--live"):
+        parser.add_argument(hidden, action="store_true", help=argparse.SUPPRESS)
+    for hidden in ("--folder", "--bootstrap", "--redis-url"):
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    role: Callable[[], None] | None = serve if given.serve else (lambda: live(given)) if given.live else None
+    if role is not None:
+        role()
+        return
+    sources = {"this": HOME} | ({} if given.beside is None else {"beside": given.beside.resolve()})
+    if given.idle:
+        quiet(sources, given)
+    else:
+        compare(sources, given.sizes, given.rounds, given.views, partitioned=not given.ordered)
+
+
+if __name__ == "__main__":
+    main()
