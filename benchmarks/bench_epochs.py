@@ -24,6 +24,7 @@ import sys
 import tempfile
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ class Watch:
 
     def epochs(self, n_epochs: int) -> None:
         """Note the epochs of this process; ``done`` is set after so many."""
-        snapshot, finish = Epochs.snapshot, Epochs._finish
+        snapshot, finish = Epochs.snapshot, Epochs._finish  # noqa: SLF001
 
         def watched(epochs: Epochs, of: Any) -> Any:
             return _Watched(self, snapshot(epochs, of))
@@ -107,7 +108,7 @@ class Watch:
                 self.done.set()
 
         Epochs.snapshot = watched  # type: ignore[method-assign,assignment]
-        Epochs._finish = finished  # type: ignore[method-assign]
+        Epochs._finish = finished  # type: ignore[method-assign]  # noqa: SLF001
 
     def enter(self) -> None:
         self.flow = threading.get_ident()
@@ -145,7 +146,7 @@ class _Watched:
         self._inner.__enter__()
         self._watch.enter()
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         self._inner.__exit__(*error)
         self._watch.leave()
 
@@ -227,8 +228,7 @@ def measured(source: Path, views: int, partitions: int, given: argparse.Namespac
         )
         sending.start()
         command = [sys.executable, str(HERE), "--case", msgspec.json.encode(case).decode()]
-        environment = {**os.environ, "PYTHONPATH": str(source)}
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
+        process = subprocess.Popen(["env", f"PYTHONPATH={source}", *command], stdout=subprocess.PIPE)
         try:
             out, _ = process.communicate(timeout=given.longest)
         except subprocess.TimeoutExpired:
@@ -248,7 +248,7 @@ def measured(source: Path, views: int, partitions: int, given: argparse.Namespac
 def row(name: str, size: str, runs: list[list[dict[str, float]]]) -> str:
     epochs: list[dict[str, float]] = []
     for ends in runs:
-        for before, end in zip(ends, ends[1:], strict=False):
+        for before, end in pairwise(ends):
             epochs.append({**end, **{key: end[key] - before[key] for key in ("syncs", "files", "processor")}})
     if not epochs:
         return f"| {size} | {name} | no epoch became durable in time |" + " |" * 6
@@ -284,7 +284,9 @@ def main() -> None:
     if given.beside is not None:
         sources = {"beside": given.beside.resolve(), **sources}
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; {given.rate:,} events/s")
-    print("| views x partitions | package | stall p50, ms | p99 | most | thread, ms | fsyncs, flow / all | files, flow / all | processor, ms |")
+    print(
+        "| views x partitions | package | stall p50, ms | p99 | most | thread, ms | fsyncs, flow / all | files, flow / all | processor, ms |"
+    )
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
     for size in given.sizes:
         views, partitions = map(int, size.split("x"))
