@@ -21,6 +21,7 @@ NAMES = (
     "bench_rebuild",
     "bench_journey",
     "bench_checksum",
+    "bench_epochs",
     "bench_recovery",
     "bench_compaction",
     "bench_objects",
