@@ -22,6 +22,7 @@ NAMES = (
     "bench_rebuild",
     "bench_journey",
     "bench_checksum",
+    "bench_epochs",
     "bench_recovery",
     "bench_compaction",
     "bench_objects",

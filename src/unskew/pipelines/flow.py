@@ -306,19 +306,20 @@ class ParquetSink(_Sink):
         return self._objects if isinstance(roots[name.partition("/")[0]], ObjectPath) else self.disk
 
     def at_once(self, calls: Mapping[str, Callable[[], _Answer]]) -> dict[str, _Answer]:
-        """Return the answers to calls of tables, by name; calls that wait for an object store are made at once."""
+        """Return the answers to calls of tables, by name.
+
+        Several calls are made at the same time: an object store takes as long for one request as for many, and a disk
+        makes what several threads ask it to make durable durable together.
+        """
         done: dict[str, _Answer] = {}
-        far = [name for name in calls if self.store_of(name) is self._objects]
 
-        def call_the_rest() -> None:
+        def call_the_rest(names: Iterable[str]) -> None:
             # What succeeded must not be done again: the next snapshot of a table, for example, publishes this one.
-            together(lambda name: done.update({name: calls[name]()}), [name for name in far if name not in done])
+            together(lambda name: done.update({name: calls[name]()}), [name for name in names if name not in done])
 
-        if far:
-            self._objects.until_done(call_the_rest)
-        for name, call in calls.items():
-            if name not in done:
-                done[name] = self.disk.until_done(call)
+        for store in (self._objects, self.disk):
+            if names := [name for name in calls if self.store_of(name) is store]:
+                store.until_done(partial(call_the_rest, names))
         return {name: done[name] for name in calls}
 
     def refuse_earlier(self, shards: Iterable[str], partitions: Iterable[str]) -> None:
