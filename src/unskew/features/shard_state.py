@@ -183,7 +183,7 @@ class ShardState:
 
     @property
     def n_items(self) -> int:
-        """The number of different codes, and of listed events, of all tiles and totals."""
+        """The number of different codes, and of listed events, of all tiles and totals, with the items of tallies."""
         return int(self._state.scalars[w.S_ITEMS])
 
     @property
