@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 WIDTH = 120
 TERMS = {
-    "arrival", "clock", "mark", "watermark", "settle", "hop", "tile", "closed instant", "effective time", "since",
+    "arrival", "clock", "mark", "watermark", "settle", "hop", "tally", "tile", "closed instant", "effective time", "since",
     "warming", "provisional", "complete_to", "witness", "refill", "lease", "changelog", "journal", "dead letter",
     "ignored record", "backfill", "rebuild", "seam", "seed", "manifest", "import", "hand-over", "table", "materialize",
     "diff", "Delta metadata", "erasure", "base row", "record", "revision", "promote", "value impact", "lineage",

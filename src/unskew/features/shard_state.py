@@ -12,14 +12,15 @@ from unskew.features.evaluate import Evaluator
 from unskew.features.kernel import state_bytes
 from unskew.features.kernel import words as w
 from unskew.features.kernel.accumulators import mark_texts
-from unskew.features.kernel.bags import fill_slots
 from unskew.features.kernel.codings import coded
 from unskew.features.kernel.directory import N_R_COLUMNS, Directory, grown, remove_rows
 from unskew.features.kernel.engine import current, reset_rows, run, take_dead
+from unskew.features.kernel.items import fill_slots
 from unskew.features.kernel.program import Column, Program, lower, value_width
 from unskew.features.kernel.results import column, series
 from unskew.features.kernel.sealed import sealed, unseal
 from unskew.features.kernel.state import Batch, Rows, State
+from unskew.features.kernel.tallies import most_tally_items
 from unskew.features.keys import decode_keys
 from unskew.features.plan import ViewPlan
 from unskew.features.text_buffers import Keys, read_only
@@ -60,6 +61,7 @@ class ShardState:
         self._empty_present = np.bitwise_or.reduce(zero_when_empty.astype(np.int64) << np.arange(len(zero_when_empty)))
         accumulators = self._program.accumulators
         self._in_table = accumulators[:, w.A_OP] == w.BAG
+        self._tally_items = most_tally_items(self._program)
         as_texts = {
             column for column in accumulators[accumulators[:, w.A_KIND] == w.TEXT, w.A_VALUE].tolist() if column >= 0
         }
@@ -181,7 +183,7 @@ class ShardState:
 
     @property
     def n_items(self) -> int:
-        """The number of different codes, and of listed events, of all tiles and totals."""
+        """The number of different codes, and of listed events, of all tiles and totals, with the items of tallies."""
         return int(self._state.scalars[w.S_ITEMS])
 
     @property
@@ -409,8 +411,14 @@ class ShardState:
         if self._program.n_bags:
             # For each event one in a tile and one in the total; a tile's items again if they enter the total later.
             n_items = 2 * n_events * self._program.n_bags + (self.n_items if self._enters_late else 0)
+            # Each item that enters a total may add some to its tally.
+            n_items += (n_events + (self.n_items if self._enters_late else 0)) * self._tally_items
             # A full list briefly holds one more.
-            self._reserve_items(n_items + 1)
+            n_items += 1
+            # A tally began in vain for lack of room.
+            self._reserve_items(n_items + int(self._state.scalars[w.S_LACKED]))
+            scalars = self._state.scalars
+            scalars[w.S_SPARE], scalars[w.S_LACKED] = len(self._state.items) - self.n_items - n_items, 0
         if self._as_texts:
             self._show_texts()
         if self._notes_closings:

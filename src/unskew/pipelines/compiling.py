@@ -27,7 +27,6 @@ from unskew.features import jit_cache
 from unskew.features.jit import Entry
 from unskew.features.kernel import words as w
 from unskew.features.kernel.accumulators import mark_texts
-from unskew.features.kernel.bags import fill_slots
 from unskew.features.kernel.codings import _take_apart
 from unskew.features.kernel.directory import (
     Directory,
@@ -41,6 +40,7 @@ from unskew.features.kernel.directory import (
     remove_rows,
 )
 from unskew.features.kernel.engine import current, reset_rows, run, take_dead
+from unskew.features.kernel.items import fill_slots
 from unskew.features.kernel.program import Program
 from unskew.features.kernel.repeats import _forget, _join, _new_queue, _remember, _split
 from unskew.features.kernel.state import Batch

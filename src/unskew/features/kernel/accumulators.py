@@ -90,13 +90,14 @@ def _add_more(program, state, batch, event, window, index, cells, cell, base, ow
         cells[cell, word] += 1
     elif op == w.BAG:
         owner = tile_owner(program, cell, index) if owned == 1 else total_owner(program, cell, index)
+        tally = np.int64(0) if owned == 1 else accumulators[index, w.A_TALLY]
         code = number
         low, mid, high = uint64(0), uint64(0), uint64(0)
         if by >= 0:
             code = batch.numbers[by, event]
             if value >= 0 and kind != w.TEXT:
                 low, mid, high = limbs_of(number, kind)
-        put(state.scalars, state.items, state.slots, cells, cell, word, owner, code, np.int64(1), low, mid, high)
+        put(state, cells, cell, word, owner, tally, code, np.int64(1), low, mid, high)
     elif op == w.SQUARES:
         low, mid, high = limbs_of(number, kind)
         first_limb, second, third, fourth = square(low, mid, high)
@@ -200,8 +201,8 @@ def merge_tile(program, state, entity, window, tile):
             _merge_ordered(state, op, accumulators[index, w.A_KIND], word, entity, total, tile, first)
         elif op == w.BAG:
             merge_bag(
-                state.scalars, state.items, state.slots, entities, entity, total + word,
-                total_owner(program, entity, index), first_item(tiles, tile, w.TILE_WORDS + word),
+                state, entities, entity, total + word, total_owner(program, entity, index),
+                accumulators[index, w.A_TALLY], first_item(tiles, tile, w.TILE_WORDS + word),
             )  # fmt: skip
         elif op == w.SQUARES:
             _add_squares(entities, entity, total + word, _squares_of(tiles, tile, w.TILE_WORDS + word), uint64(0))
@@ -245,8 +246,8 @@ def subtract_tile(program, state, entity, window, tile):
             _subtract_ordered(program, state, entity, window, tile, index)
         elif op == w.BAG:
             subtract_bag(
-                state.scalars, state.items, state.slots, entities, entity, total + word,
-                total_owner(program, entity, index), first_item(tiles, tile, w.TILE_WORDS + word),
+                state, entities, entity, total + word, total_owner(program, entity, index),
+                accumulators[index, w.A_TALLY], first_item(tiles, tile, w.TILE_WORDS + word),
             )  # fmt: skip
         elif op in (w.LAST_N, w.FIRST_N):
             free_list(state.scalars, state.items, first_item(tiles, tile, w.TILE_WORDS + word))

@@ -6,12 +6,13 @@ from the total decays exactly.
 """
 
 import numpy as np
-from numba import uint64
 
-from unskew.features.jit import compiled, inlined, inner
+from unskew.features.jit import inlined, inner
 from unskew.features.kernel import words as w
 from unskew.features.kernel.arithmetic import add_limbs, load_limbs, negate
 from unskew.features.kernel.event_order import load_event, store_event
+from unskew.features.kernel.items import enter, find, free_item, new_item, unchain
+from unskew.features.kernel.tallies import note
 
 
 @inlined()
@@ -24,38 +25,6 @@ def total_owner(program, entity, accumulator):
 def tile_owner(program, tile, accumulator):
     """Return the owner of the items of an accumulator of a tile."""
     return 2 * (tile * len(program.accumulators) + accumulator) + 1
-
-
-@compiled()
-def _slot(slots, owner, code):
-    """Mix owner and code with the finaliser of MurmurHash3."""
-    value = uint64(code) * uint64(0x9E3779B97F4A7C15) ^ uint64(owner)
-    value ^= value >> uint64(33)
-    value *= uint64(0xFF51AFD7ED558CCD)
-    value ^= value >> uint64(33)
-    value *= uint64(0xC4CEB9FE1A85EC53)
-    value ^= value >> uint64(33)
-    return np.int64(value & uint64(len(slots) - 1))
-
-
-@inlined()
-def _new_item(scalars, items):
-    item = scalars[w.S_ITEM_FREE]
-    if item != w.NONE:
-        scalars[w.S_ITEM_FREE] = items[item, w.ITEM_NEXT]
-    else:
-        item = scalars[w.S_ITEM_HIGH]
-        scalars[w.S_ITEM_HIGH] += 1
-    scalars[w.S_ITEMS] += 1
-    return item
-
-
-@inlined()
-def _free_item(scalars, items, item):
-    items[item, w.ITEM_OWNER] = w.NONE
-    items[item, w.ITEM_NEXT] = scalars[w.S_ITEM_FREE]
-    scalars[w.S_ITEM_FREE] = item
-    scalars[w.S_ITEMS] -= 1
 
 
 @inlined()
@@ -91,75 +60,60 @@ def _unlink(items, item, cells, cell, word):
     cells[cell, word + w.N_ITEMS] -= 1
 
 
-@inlined()
-def _unchain(items, slots, item):
-    """Take an item out of its slot of the hash table."""
-    slot = _slot(slots, items[item, w.ITEM_OWNER], items[item, w.ITEM_CODE])
-    if slots[slot] == item:
-        slots[slot] = items[item, w.ITEM_CHAIN]
-    else:
-        other = slots[slot]
-        while items[other, w.ITEM_CHAIN] != item:
-            other = items[other, w.ITEM_CHAIN]
-        items[other, w.ITEM_CHAIN] = items[item, w.ITEM_CHAIN]
-
-
-@inlined()
-def _find(items, slots, owner, code):
-    item = slots[_slot(slots, owner, code)]
-    while item != w.NONE and (items[item, w.ITEM_CODE] != code or items[item, w.ITEM_OWNER] != owner):
-        item = items[item, w.ITEM_CHAIN]
-    return item
-
-
 @inner()
-def put(scalars, items, slots, cells, cell, word, owner, code, count, low, mid, high):
-    """Add a code to a multiset ``count`` times, with what it adds to the code's sum."""
-    item = _find(items, slots, owner, code)
+def put(state, cells, cell, word, owner, tally, code, count, low, mid, high):
+    """Add a code to a multiset ``count`` times, with what it adds to the code's sum.
+
+    ``tally``: ``A_TALLY`` if the multiset is a total's, 0 for a tile's.
+    """
+    items = state.items
+    item = find(items, state.slots, owner, code)
+    came = np.int64(0)
     if item == w.NONE:
-        item = _new_item(scalars, items)
+        item = enter(state.scalars, items, state.slots, owner, code)
         _link(items, item, cells, cell, word, w.NONE, first_item(cells, cell, word))
-        items[item, w.ITEM_OWNER] = owner
-        items[item, w.ITEM_CODE] = code
-        items[item, w.ITEM_COUNT] = 0
-        for place in range(w.N_ITEM_WORDS):
-            items[item, w.ITEM_WORDS + place] = 0
-        slot = _slot(slots, owner, code)
-        items[item, w.ITEM_CHAIN] = slots[slot]
-        slots[slot] = item
+        came = np.int64(1)
     items[item, w.ITEM_COUNT] += count
     add_limbs(items, item, w.ITEM_WORDS, low, mid, high)
+    if tally != 0:
+        note(state, cells, cell, word, owner, tally, code, count, came)
 
 
 @inner()
-def merge_bag(scalars, items, slots, cells, cell, word, owner, first):
+def merge_bag(state, cells, cell, word, owner, tally, first):
     """Add the items of a tile, from ``first`` on, to a total."""
+    items = state.items
     item = first
     while item != w.NONE:
         code, count = items[item, w.ITEM_CODE], items[item, w.ITEM_COUNT]
         low, mid, high = load_limbs(items, item, w.ITEM_WORDS)
-        put(scalars, items, slots, cells, cell, word, owner, code, count, low, mid, high)
+        put(state, cells, cell, word, owner, tally, code, count, low, mid, high)
         item = items[item, w.ITEM_NEXT]
 
 
 @inner()
-def subtract_bag(scalars, items, slots, cells, cell, word, owner, first):
+def subtract_bag(state, cells, cell, word, owner, tally, first):
     """Take the items of a leaving tile, from ``first`` on, out of a total, and free them."""
+    scalars, items, slots = state.scalars, state.items, state.slots
     item = first
     while item != w.NONE:
         following = items[item, w.ITEM_NEXT]
-        held = _find(items, slots, owner, items[item, w.ITEM_CODE])
-        items[held, w.ITEM_COUNT] -= items[item, w.ITEM_COUNT]
-        if items[held, w.ITEM_COUNT] == 0:
+        code, count = items[item, w.ITEM_CODE], items[item, w.ITEM_COUNT]
+        held = find(items, slots, owner, code)
+        items[held, w.ITEM_COUNT] -= count
+        gone = items[held, w.ITEM_COUNT] == 0
+        if gone:
             _unlink(items, held, cells, cell, word)
-            _unchain(items, slots, held)
-            _free_item(scalars, items, held)
+            unchain(items, slots, held)
+            free_item(scalars, items, held)
         else:
             low, mid, high = load_limbs(items, item, w.ITEM_WORDS)
             low, mid, high = negate(low, mid, high)
             add_limbs(items, held, w.ITEM_WORDS, low, mid, high)
-        _unchain(items, slots, item)
-        _free_item(scalars, items, item)
+        unchain(items, slots, item)
+        free_item(scalars, items, item)
+        if tally != 0:
+            note(state, cells, cell, word, owner, tally, code, -count, np.int64(-1) if gone else np.int64(0))
         item = following
 
 
@@ -176,7 +130,7 @@ def put_in_order(scalars, items, tiles, tile, word, owner, op, size, code, event
         place += 1
     if place >= size:
         return
-    item = _new_item(scalars, items)
+    item = new_item(scalars, items)
     items[item, w.ITEM_OWNER] = owner
     items[item, w.ITEM_CHAIN] = w.NONE
     items[item, w.ITEM_CODE] = code
@@ -188,7 +142,7 @@ def put_in_order(scalars, items, tiles, tile, word, owner, op, size, code, event
         while items[last, w.ITEM_NEXT] != w.NONE:
             last = items[last, w.ITEM_NEXT]
         _unlink(items, last, tiles, tile, word)
-        _free_item(scalars, items, last)
+        free_item(scalars, items, last)
 
 
 @inner()
@@ -197,21 +151,5 @@ def free_list(scalars, items, first):
     item = first
     while item != w.NONE:
         following = items[item, w.ITEM_NEXT]
-        _free_item(scalars, items, item)
+        free_item(scalars, items, item)
         item = following
-
-
-@compiled()
-def fill_slots(scalars, items, slots, in_table):
-    """Enter all items of multisets into an empty table.
-
-    ``in_table``: true for the accumulators whose items are in it.
-    """
-    n_accumulators = len(in_table)
-    for item in range(scalars[w.S_ITEM_HIGH]):
-        owner = items[item, w.ITEM_OWNER]
-        if owner == w.NONE or not in_table[(owner >> 1) % n_accumulators]:
-            continue
-        slot = _slot(slots, owner, items[item, w.ITEM_CODE])
-        items[item, w.ITEM_CHAIN] = slots[slot]
-        slots[slot] = item

@@ -61,6 +61,9 @@ class Program(NamedTuple):
     n_bags: int
 
 
+_EXPONENT_BITS = 11
+
+
 class _Cells:
     """The assignment of each distinct accumulator of one window to its place in the cell."""
 
@@ -69,7 +72,17 @@ class _Cells:
         self._words: dict[tuple[int, int, int, int, int], int] = {}
         self.n_words = 0
 
-    def place(self, op: int, filter_: int, value: int, by: int = -1, *, kind: int = w.INTEGER, size: int = 0) -> int:
+    def place(
+        self,
+        op: int,
+        filter_: int,
+        value: int,
+        by: int = -1,
+        *,
+        kind: int = w.INTEGER,
+        size: int = 0,
+        tally: int = 0,
+    ) -> int:
         """Return the first word of an accumulator, and add the accumulator if it is new.
 
         One over values has a count beside it.
@@ -83,7 +96,7 @@ class _Cells:
         word = self.n_words
         self.n_words += size if op == w.BUCKETS else w.ACCUMULATOR_WORDS[op]
         self._words[key] = word
-        self.rows.append([op, filter_, value, kind, word, count_word, by, size])
+        self.rows.append([op, filter_, value, kind, word, count_word, by, size, tally])
         return word
 
 
@@ -182,6 +195,11 @@ class _Lowering:
         totals = ends + 2 * len(self._cells)
         first_of = np.cumsum([0, *(len(cell.rows) for cell in self._cells)]).tolist()
         features[:, w.F_OUT] = outs
+        for row in features:
+            window, word = row[w.F_WINDOW], row[w.F_WORD]
+            words = [accumulator[w.A_WORD] for accumulator in self._cells[window].rows]
+            if word in words:
+                row[w.F_ACCUMULATOR] = first_of[window] + words.index(word)
         total_of = totals + features[:, w.F_WINDOW] * n_words
         features[:, w.F_COUNT_WORD] += total_of
         features[:, w.F_WORD] += total_of
@@ -244,7 +262,7 @@ class _Lowering:
         row[w.F_READ], row[w.F_KIND], row[w.F_SCALE], row[w.F_WINDOW] = read, kind, scale, feature.window
         row[w.F_MOST_ITEMS] = parameters.get("n", 0) if by < 0 else parameters.get("keys", 0)
         self._chosen_words = max(self._chosen_words, int(row[w.F_MOST_ITEMS]))
-        size = 0
+        size = tally = 0
         match feature.function:
             case "first_n" | "last_n":
                 size = parameters["n"]
@@ -254,8 +272,11 @@ class _Lowering:
             case "quantile":
                 row[w.F_QUANTILE] = self._constant([parameters["q"]])
                 row[w.F_BIN_BITS] = parameters["bits"]
+                # Sign, exponent and mantissa, two bits a level.
+                tally = (1 + _EXPONENT_BITS + parameters["bits"] + 1) // 2
             case "approx_count_distinct":
                 row[w.F_REGISTER_BITS] = parameters["bits"]
+                tally = w.TALLY_RANKS
                 self._rank_words = max(self._rank_words, (1 << parameters["bits"]) + w.N_RANKS)
             case "decayed_count" | "decayed_sum":
                 row[w.F_HALF_LIFE] = parameters["half_life_hops"]
@@ -271,7 +292,7 @@ class _Lowering:
             row[w.F_WORD] = place(w.SUM, kind=kind)
             row[w.F_SQUARES] = place(w.SQUARES, kind=kind)
         else:
-            row[w.F_WORD] = place(op, kind=kind, size=size) + (w.VALUE if op in {w.LAST, w.FIRST} else 0)
+            row[w.F_WORD] = place(op, kind=kind, size=size, tally=tally) + (w.VALUE if op in {w.LAST, w.FIRST} else 0)
         row[w.F_COUNT_WORD] = place(w.COUNT)
         return row
 

@@ -21,9 +21,10 @@ from unskew.features.kernel.arithmetic import (
     to_float_bits,
     to_int,
 )
-from unskew.features.kernel.bags import first_item
+from unskew.features.kernel.bags import first_item, total_owner
 from unskew.features.kernel.directory import R_LENGTH, R_START
 from unskew.features.kernel.grid import ordinal
+from unskew.features.kernel.tallies import is_tallied, tallied_bin, tallied_ranks
 
 _LAST_PLAIN = w.READ_VALUE
 _HALF_OVER_LN_2 = 0.7213475204444817
@@ -174,7 +175,7 @@ def _read_more(program, state, entity, index, count, values):
         return True
     if kind == w.READ_APPROX:
         if count > 0:
-            values[out] = _estimate(state, first_item(entities, entity, word), features[index, w.F_REGISTER_BITS])
+            values[out] = _approximate(program, state, entity, index)
         return True
     if kind in (w.READ_DECAYED_COUNT, w.READ_DECAYED_SUM):
         values[out] = _decayed(program, state, entity, index)
@@ -198,7 +199,7 @@ def _read_more(program, state, entity, index, count, values):
             values[out + 1 + bucket] = entities[entity, word + bucket]
     elif kind == w.READ_QUANTILE:
         rank = max(np.int64(1), np.int64(math.ceil(program.constants[features[index, w.F_QUANTILE]] * count)))
-        values[out] = _quantile(state, first_item(entities, entity, word), rank, features[index, w.F_BIN_BITS])
+        values[out] = _quantile(program, state, entity, index, rank)
     elif kind == w.READ_LIST:
         _list(program, state, entity, index, values)
     else:
@@ -255,12 +256,26 @@ def _top(state, item, kind, size, values, out):
 
 
 @inner()
-def _quantile(state, first, rank, bits):
-    """Return the bits of the value that stands for the bin of a rank.
+def _quantile(program, state, entity, index, rank):
+    """Return the bits of the value that stands for the bin of a rank."""
+    accumulator = program.features[index, w.F_ACCUMULATOR]
+    tally = program.accumulators[accumulator, w.A_TALLY]
+    owner = total_owner(program, entity, accumulator)
+    word = program.features[index, w.F_WORD]
+    if state.entities[entity, word + w.N_ITEMS] > w.TALLY_UNTIL and is_tallied(state, owner, tally):
+        code = tallied_bin(state, owner, tally, rank)
+    else:
+        code = _bin(state.items, first_item(state.entities, entity, word), rank)
+    if code == 0:
+        return np.int64(0)
+    bits = program.features[index, w.F_BIN_BITS]
+    magnitude = (abs(code) << (52 - bits)) + (np.int64(1) << (51 - bits))
+    return magnitude | np.int64(-(2**63)) if code < 0 else magnitude
 
-    It is found by halving the range of codes, without sorting.
-    """
-    items = state.items
+
+@inner()
+def _bin(items, first, rank):
+    """Return the bin of a rank, found by halving the range of codes, without sorting."""
     low = items[first, w.ITEM_CODE]
     high = low
     item = first
@@ -280,10 +295,7 @@ def _quantile(state, first, rank, bits):
             high = middle
         else:
             low = middle + 1
-    if low == 0:
-        return np.int64(0)
-    magnitude = (abs(low) << (52 - bits)) + (np.int64(1) << (51 - bits))
-    return magnitude | np.int64(-(2**63)) if low < 0 else magnitude
+    return low
 
 
 @inner()
@@ -315,20 +327,39 @@ def _sigma(x):
 
 
 @inner()
-def _estimate(state, first, bits):
-    """Estimate by Ertl, "New cardinality estimation algorithms for HyperLogLog sketches" (2017), algorithm 6.
+def _approximate(program, state, entity, index):
+    """Estimate how many codes of 64 * register + rank came from different values.
 
-    Codes are 64 * register + rank. ``ranks``: first a count for each rank, then the ranks of the registers, all 0
-    before and after.
+    By Ertl, "New cardinality estimation algorithms for HyperLogLog sketches" (2017), algorithm 6.
     """
-    items = state.items
-    n_registers = np.int64(1) << bits
+    accumulator = program.features[index, w.F_ACCUMULATOR]
+    owner = total_owner(program, entity, accumulator)
+    word = program.features[index, w.F_WORD]
+    if state.entities[entity, word + w.N_ITEMS] > w.TALLY_UNTIL and is_tallied(state, owner, np.int64(w.TALLY_RANKS)):
+        n_set = tallied_ranks(state, owner, state.ranks)
+    else:
+        n_set = _count_ranks(state.items, first_item(state.entities, entity, word), state.ranks)
+    bits = program.features[index, w.F_REGISTER_BITS]
     most = 64 - bits
-    ranks = state.ranks
-    item = first
+    m = float(np.int64(1) << bits)
+    z = m * _tau(1.0 - float(state.ranks[most + 1]) / m)
+    for rank in range(most, 0, -1):
+        z = 0.5 * (z + float(state.ranks[rank]))
+    n_zero = (np.int64(1) << bits) - n_set
+    if n_zero > 0:
+        z += m * _sigma(float(n_zero) / m)
+    return np.int64(math.floor((_HALF_OVER_LN_2 * m) * m / z + 0.5))
+
+
+@inner()
+def _count_ranks(items, first, ranks):
+    """Write the number of registers with each highest rank to the start of ``ranks``; return the number of all.
+
+    Behind them are the ranks of the registers, all 0 before and after.
+    """
     n_set = np.int64(0)
-    for rank in range(most + 2):
-        ranks[rank] = 0
+    ranks[: w.N_RANKS] = 0
+    item = first
     while item != w.NONE:
         register, rank = items[item, w.ITEM_CODE] >> 6, items[item, w.ITEM_CODE] & 63
         if ranks[w.N_RANKS + register] == 0:
@@ -342,14 +373,7 @@ def _estimate(state, first, bits):
             ranks[ranks[place]] += 1
             ranks[place] = 0
         item = items[item, w.ITEM_NEXT]
-    m = float(n_registers)
-    z = m * _tau(1.0 - float(ranks[most + 1]) / m)
-    for rank in range(most, 0, -1):
-        z = 0.5 * (z + float(ranks[rank]))
-    n_zero = n_registers - n_set
-    if n_zero > 0:
-        z += m * _sigma(float(n_zero) / m)
-    return np.int64(math.floor((_HALF_OVER_LN_2 * m) * m / z + 0.5))
+    return n_set
 
 
 @inlined()

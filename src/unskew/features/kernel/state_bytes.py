@@ -120,7 +120,7 @@ def _restore_item(program, state, tile, items, place):
     if op == w.BAG:
         low, mid, high = load_limbs(items, place, I_WORDS)
         put(
-            state.scalars, state.items, state.slots, state.tiles, tile, word, owner, code, items[place, I_COUNT],
+            state, state.tiles, tile, word, owner, np.int64(0), code, items[place, I_COUNT],
             low, mid, high,
         )  # fmt: skip
     else:

@@ -58,8 +58,9 @@ ZERO_WHEN_EMPTY = (READ_COUNT, READ_SUM, READ_DISTINCT, READ_APPROX, READ_DECAYE
     A_WORD, A_COUNT_WORD,  # its first word in the cell; the word of the count beside it
     A_BY,  # the column of keys, for maps
     A_SIZE,  # number of buckets, or of events that it keeps
+    A_TALLY,  # what is kept of its total beside the items (``tallies``): nothing, levels of bins, or ranks
     N_A_COLUMNS,
-) = range(9)  # fmt: skip
+) = range(10)  # fmt: skip
 
 # Columns of a program's features. From F_SQUARES on they are meaningful only for the aggregations named.
 (
@@ -74,8 +75,9 @@ ZERO_WHEN_EMPTY = (READ_COUNT, READ_SUM, READ_DISTINCT, READ_APPROX, READ_DECAYE
     F_REGISTER_BITS,  # approx_count_distinct: bits that choose the register
     F_HALF_LIFE, F_DECAY,  # decayed_count, decayed_sum: half-life in hops; place of the first decay in the constants
     F_UNIT,  # decayed_sum of decimals: place of the number of units in 1 in the constants
+    F_ACCUMULATOR,  # quantile, approx_count_distinct: its accumulator
     N_F_COLUMNS,
-) = range(19)  # fmt: skip
+) = range(20)  # fmt: skip
 
 # Columns of a program's windows.
 (
@@ -91,8 +93,10 @@ ZERO_WHEN_EMPTY = (READ_COUNT, READ_SUM, READ_DISTINCT, READ_APPROX, READ_DECAYE
 # Scalars of a state.
 (
     S_CLOCK, S_NEXT_HOP, S_TOUCHED, S_DIRTY, S_DEAD, S_TILE_HIGH, S_TILE_FREE, S_TILES, S_ITEM_HIGH, S_ITEM_FREE,
-    S_ITEMS, S_CLOSINGS, N_SCALARS,
-) = range(13)  # fmt: skip
+    S_ITEMS, S_CLOSINGS,
+    S_SPARE, S_LACKED,  # items for which there is room beyond what events may add; those that a tally lacked
+    N_SCALARS,
+) = range(15)  # fmt: skip
 
 # Columns of an entity's row. After the values come, for each window, two words for its oldest and newest tile, and
 # then, for each window, ``n_words`` for its running total.
@@ -124,3 +128,8 @@ OTHER_KEY = -1
 
 # The number of counts in ``ranks``, which come before the ranks of the registers: one for each rank from 0 to 65.
 N_RANKS = 66
+
+# A_TALLY of registers and ranks. A multiset gets a tally when it has more items than the first number, and keeps it
+# until it has as few as the second.
+TALLY_RANKS = -1
+TALLY_FROM, TALLY_UNTIL = 64, 32
