@@ -2,9 +2,13 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from queue import SimpleQueue
+
+_LOOKS = 50
+_BETWEEN_LOOKS_S = 0.001
 
 
 @contextmanager
@@ -26,6 +30,11 @@ def stopping_on_signals(stop: threading.Event) -> Iterator[None]:
 
     def handle(_number: int, _frame: object) -> None:
         asked.put(True)
+        # What is interrupted should find it set, unless it holds the event's lock.
+        for _ in range(_LOOKS):
+            if stop.is_set():
+                return
+            time.sleep(_BETWEEN_LOOKS_S)
 
     heeding = threading.Thread(target=heed, name="unskew-signals", daemon=True)
     heeding.start()
