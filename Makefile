@@ -15,10 +15,10 @@ UV := $(shell command -v uv 2>/dev/null)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo ui test fuzz soak endure check package bench docs pictures install lock clean
+.PHONY: help demo ui test fuzz soak endure check package bench bench-check docs pictures install lock clean
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: install ## Run a year of real purchases through the whole path; output in demo-output/ (OUTPUT=DIR to change)
 	@$(BIN)/unskew demo --output $(OUTPUT)
@@ -54,6 +54,9 @@ package: install ## Build sdist and wheel, run the wheel's demo and read its fea
 
 bench: install ## Run the benchmarks
 	$(BIN)/python -m benchmarks
+
+bench-check: install ## Compare ratios of speed with those recorded (a few minutes; before a release)
+	$(BIN)/python benchmarks/check.py
 
 install: $(VENV)/.installed ## Only set up .venv
 
