@@ -39,6 +39,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("screens")
     (root / "archive").mkdir()
     (root / "views.py").write_text(DEFINITIONS)
+    labels = "".join(f"u1,2017-01-01T12:00:{second}Z\n" for second in range(20, 40))
+    (root / "labels.csv").write_text(f"user,event_timestamp\n{labels}")
     for view in load(root / "views.py").views.values():
         write_log(root / "log", view, EVENTS, T0 + 100 * SECOND, n_shards=2, n_batches=2)
     return root
@@ -50,6 +52,8 @@ def arguments(world: Path, command: str) -> list[str]:
         "LOG": ["--log", world / "log"],
         "VIEWS": ["--definitions", world / "views.py"],
         "PATH": [world / "views.py"],
+        "LABELS": [world / "labels.csv"],
+        "FILE": [world / "training.parquet", "--overwrite"],
     }
     return [str(part) for word in command.split() for part in places.get(word, [word])]
 
@@ -63,6 +67,10 @@ COMMANDS = (
     "search clicks --limit 100 VIEWS",
     "value few LOG VIEWS",
     "compact LOG --archive ARCHIVE --dry-run",
+    "log stats wide LOG VIEWS",
+    "value wide LOG VIEWS",
+    "retain --keep-log 1d --dry-run LOG VIEWS",
+    "train LABELS -f few:n_1h -o FILE LOG VIEWS",
 )
 
 
@@ -81,6 +89,19 @@ def test_a_terminal_of_any_width_breaks_no_name_number_or_instant(world: Path, c
         words = {word for row in rows for cell in row for word in cell.split(" ")}
         assert broken(shown, words) == []
         assert "…" not in shown
+
+
+@pytest.mark.parametrize("ref", ["few:n_1h", "wide"])
+def test_lines_of_other_commands_break_no_word_either(world: Path, ref: str) -> None:
+    given = arguments(world, f"lineage {ref} LOG VIEWS")
+    words = CliRunner().invoke(main, given).output.split()
+    assert words
+
+    for width in WIDTHS:
+        shown = in_terminal(width, *given)
+
+        assert wider(shown, width) == []
+        assert broken(shown, words) == []
 
 
 def test_a_few_wide_rows_take_few_lines(world: Path) -> None:
