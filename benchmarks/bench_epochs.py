@@ -33,16 +33,14 @@ import numpy as np
 import polars as pl
 from bench_latency import end_with
 from confluent_kafka import Producer
-from workload import SCHEMA, zipf
+from workload import SCHEMA, live_in, zipf
 
-from unskew.cli.run import stopping_on_signals
 from unskew.demo.embedded import EmbeddedBroker, EmbeddedRedis
 from unskew.demo.encode import encode
 from unskew.features.definitions import agg
 from unskew.features.definitions.compile import compile as compile_definitions
 from unskew.features.definitions.vocabulary import Entity, Feature, FeatureView, Sliding, Stream
 from unskew.features.plan import Plan
-from unskew.pipelines.deployment import Deployment
 from unskew.pipelines.progress import Epochs
 from unskew.pipelines.run import run
 
@@ -166,14 +164,10 @@ def pipeline(case: Case) -> None:
     watch = Watch()
     watch.epochs(case.epochs)
     folder = Path(case.folder)
-    deployment = Deployment(
+    deployment = live_in(
+        folder,
         bootstrap=case.bootstrap,
         redis_url=case.redis_url,
-        log=folder / "log",
-        archive=folder / "archive",
-        dead_letters=folder / "dead",
-        state=folder / "state",
-        idle="wall",
         prefix=case.topic,
         epoch_s=case.epoch_s,
         config={"fetch.wait.max.ms": 20},
@@ -185,8 +179,7 @@ def pipeline(case: Case) -> None:
         stop.set()
 
     threading.Thread(target=end, daemon=True).start()
-    with stopping_on_signals(stop):
-        run(the_plan(case), deployment, stop=stop)
+    run(the_plan(case), deployment, stop=stop)
     print(json.dumps(watch.ends), flush=True)
 
 

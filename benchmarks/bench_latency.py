@@ -42,7 +42,7 @@ import numpy.typing as npt
 import polars as pl
 import redis
 from confluent_kafka import Producer
-from workload import SCHEMA, Forgetful, Watched, journal_of, zipf
+from workload import SCHEMA, Forgetful, Watched, journal_of, live_in, zipf
 
 from unskew.demo.embedded import EmbeddedBroker, EmbeddedRedis
 from unskew.demo.encode import encode
@@ -50,7 +50,6 @@ from unskew.features.definitions import agg
 from unskew.features.definitions.compile import compile as compile_definitions
 from unskew.features.definitions.vocabulary import Entity, Feature, FeatureView, Sliding, Stream
 from unskew.features.plan import Plan
-from unskew.pipelines.deployment import Deployment
 from unskew.pipelines.run import run
 from unskew.stopping import stopping_on_signals
 
@@ -130,14 +129,10 @@ def the_plan(case: Case) -> Plan:
 
 def pipeline(case: Case) -> None:
     folder = Path(case.folder)
-    deployment = Deployment(
+    deployment = live_in(
+        folder,
         bootstrap=case.bootstrap,
         redis_url=case.redis_url,
-        log=folder / "log",
-        archive=folder / "archive",
-        dead_letters=folder / "dead",
-        state=folder / "state",
-        idle="wall",
         prefix=case.name,
         epoch_s=case.epoch_s,
         config={"fetch.wait.max.ms": case.fetch_wait_ms},

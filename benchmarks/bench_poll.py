@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from workload import SCHEMA, zipf
+from workload import SCHEMA, live_in, zipf
 
 HERE = Path(__file__)
 N_ENTITIES = 100_000
@@ -238,19 +238,14 @@ def compare(sources: Mapping[str, Path], sizes: list[int], n_rounds: int, n_view
 
 def live(given: argparse.Namespace) -> None:
     """Run a pipeline until this process is told to end."""
-    from unskew.cli.run import stopping_on_signals
-    from unskew.pipelines.deployment import Deployment
     from unskew.pipelines.run import run
+    from unskew.stopping import stopping_on_signals
 
     folder = Path(given.folder)
-    deployment = Deployment(
+    deployment = live_in(
+        folder,
         bootstrap=given.bootstrap,
         redis_url=given.redis_url,
-        log=folder / "log",
-        archive=folder / "archive",
-        dead_letters=folder / "dead",
-        state=folder / "state",
-        idle="wall",
         prefix="p",
     )
     stop = threading.Event()

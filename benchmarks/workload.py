@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from unskew.pipelines import run as pipeline
+from unskew.pipelines.deployment import Deployment
 from unskew.pipelines.state.journal import Fact, Journal
 
 SCHEMA = {
@@ -24,6 +26,18 @@ def zipf(n: int, n_entities: int, random: np.random.Generator, exponent: float =
     """Return ``n`` entity numbers below ``n_entities``; small ones are frequent."""
     weights = np.arange(1, n_entities + 1, dtype=np.float64) ** -exponent
     return np.searchsorted(np.cumsum(weights) / weights.sum(), random.random(n))
+
+
+def live_in(folder: Path, **options: Any) -> Deployment:
+    """Return a deployment for a live topic whose folders all lie in ``folder``."""
+    return Deployment(
+        log=folder / "log",
+        archive=folder / "archive",
+        dead_letters=folder / "dead",
+        state=folder / "state",
+        idle="wall",
+        **options,
+    )
 
 
 class Watched(Journal):
