@@ -97,9 +97,7 @@ class Evaluator:
         if self._tests:
             self._columns.append(pl.any_horizontal(*(test for test, _ in self._tests)).alias(_BAD))
 
-        self.text = self._text()
-
-    def _text(self) -> tuple[object, ...]:
+    def text(self) -> tuple[object, ...]:
         """Return all that the evaluated events depend on; evaluators with equal texts give equal ``events``.
 
         What ``rejected`` says names the view, and so differs.

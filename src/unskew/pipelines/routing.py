@@ -45,7 +45,10 @@ class Router:
         journal: Journal | None = None,
     ) -> None:
         self._journal = journal
-        self._views = [(view, Evaluator(view)) for view in views]
+        # Views with equal filters, values and keys have equal events, and the same number here.
+        numbers: dict[tuple[object, ...], int] = {}
+        evaluators = [(view, Evaluator(view)) for view in views]
+        self._views = [(view, each, numbers.setdefault(each.text(), len(numbers))) for view, each in evaluators]
         self._decoder = decoder
         self._n_partitions = n_partitions
         self._n_hashes = n_hashes
@@ -96,14 +99,14 @@ class Router:
     def _items(self, poll: Poll, decoded: Decoded) -> Iterator[tuple[str, Slice | TableRows]]:
         topic = self._decoder.topic
         dead = [decoded.dead]
-        # Views with equal filters, values and keys have equal events: evaluated once, unless a view refuses some.
-        shared: dict[tuple[object, ...], Evaluated] = {}
-        for view, evaluate in self._views:
+        # Equal events are evaluated once, unless a view refuses some.
+        shared: dict[int, Evaluated] = {}
+        for view, evaluate, number in self._views:
             events = None
             if decoded.events.height:
-                evaluated = shared.get(evaluate.text) or evaluate(decoded.events)
+                evaluated = shared.get(number) or evaluate(decoded.events)
                 if not evaluated.rejected.height:
-                    shared[evaluate.text] = evaluated
+                    shared[number] = evaluated
                 events = evaluated.events
                 if evaluated.rejected.height:
                     dead.append(_letters(poll, topic, view.id, evaluated.rejected))
