@@ -165,7 +165,7 @@ def test_a_stopped_source_ends_without_having_reached_its_end(topic, read):
     with pytest.raises(StopIteration):
         source.parts[0].next_batch()
     assert not any(item.ended for item in items)
-    saved = {"offset": 1, "clock": NOON + 1_000, "partitions": 1, "ended": 0, "origin": f"{stream.name}/0"}
+    saved = {"offset": 1, "clock": NOON + 1_000, "said": 1, "partitions": 1, "ended": 0, "origin": f"{stream.name}/0"}
     saved["read"] = (1, 0)  # the offset after the last record, and its leader epoch
     assert source.parts[0].snapshot() == saved
 

@@ -94,6 +94,28 @@ def test_a_clock_that_was_saved_before_an_item_carried_it_is_the_first_that_is_g
     items = polls(again, at_clock(NOON + 39 * SECOND))
 
     assert [item.clock_us for item in items] == [NOON + 9 * SECOND, NOON + 14 * SECOND, NOON + 39 * SECOND]
+    # No shard has seen the clock, so none has missed anything before it.
+    assert not any(item.resumed for item in items)
+    saved = {0: again.parts[0].snapshot()}
+    assert life(stream, saved).parts[0].next_batch()[0].resumed
+
+
+def test_the_first_mark_is_given_before_the_records_that_follow_it(topic, life):
+    stream = topic()
+    first = life(stream, present_us=Present(NOON + 10 * SECOND))
+    part = first.parts[0]
+    while not part._unsaid:
+        part.next_batch()
+    stream.put(0, 9_000)
+    while not part.has_records:
+        part._reader.pump()
+    items = shown(first, polls(first, n_records(1)))
+
+    again = life(stream, present_us=Present(NOON + 40 * SECOND))
+
+    assert [(item.clock_us, len(item.offsets)) for item in items] == [(NOON + 9 * SECOND, 0), (NOON + 9 * SECOND, 1)]
+    replayed = [(item.clock_us, len(item.offsets)) for item in polls(again, n_records(1))]
+    assert replayed == [(NOON + 9 * SECOND, 0), (NOON + 9 * SECOND, 1)]
 
 
 def test_a_record_refused_as_of_the_future_stays_refused_and_its_neighbours_keep_their_arrivals(topic, life):

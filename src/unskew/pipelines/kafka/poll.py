@@ -43,7 +43,8 @@ class Poll:
     that rests on this item is shown. ``replaying``: an earlier run of the process showed more than this partition has
     given so far. ``decided``: an earlier run has read these records, except the ``rejected`` ones. ``schema_id``: the
     id in the frame of the partition's first record that has one; None if not known. ``resumed``: the partition began
-    with a saved clock, so a view without state has missed what arrived until then; its first item has no records.
+    with a clock that items had carried, so a view without state has missed what arrived until then; its first item has
+    no records.
     """
 
     stream: str

@@ -191,7 +191,8 @@ class Reader:
             if end is not None and script is not None:
                 # Values that were shown already must not be taken back.
                 end = max(end, script.until)
-            part = KafkaPartition(self, partition, offset, clock_us, end, script)
+            said = clock_us != NO_CLOCK and bool((saved or {}).get("said", True))
+            part = KafkaPartition(self, partition, offset, clock_us, end, script, said=said)
             # Another cluster counts its epochs anew.
             if saved is not None and not self.options.adopt_ids:
                 part.read = saved.get("read")
@@ -358,6 +359,8 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         clock_us: int,
         end: int | None,
         script: Script | None = None,
+        *,
+        said: bool = False,
     ) -> None:
         self.partition = partition
         self.clock_us = clock_us
@@ -384,7 +387,10 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         # The wall clock when nothing was left to read; None if records have come since.
         self._end_seen_us: int | None = None
         self._begun = False
-        self._resumed = clock_us != NO_CLOCK
+        # An item has carried a clock, in this run or before it. A mark that no item carried yet is saved, but a shard
+        # has missed nothing before it.
+        self._said = said
+        self._resumed = said
         # The id of the first framed record, here because it is saved with the position.
         self.schema_id: int | None = None
         # The offset after the last record, and that record's leader epoch; None if not known. The position may be
@@ -500,7 +506,8 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
                 self.rejoins = False
                 if reader.saved_clock_us != NO_CLOCK:
                     self._announce(reader.saved_clock_us + 1)
-            if self._queue and reader.may_emit(self):
+            # Coverage begins with the first clock. A restart gives a mark before the records that follow it.
+            if self._queue and (self._said or not self._unsaid) and reader.may_emit(self):
                 return [self._records()]
             if self._unsaid:
                 # Do not wait: the flow's thread has other work.
@@ -701,6 +708,7 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         self._last_item_s = self._reader.options.monotonic()
         self._said_ended = self.ended and self._script is None
         self._unsaid = False
+        self._said = self._said or self.clock_us != NO_CLOCK
         self._count_lag()
         self._reader.refusals.judge()
         return Poll(
@@ -729,8 +737,8 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
 
         ``read``: the offset after the last record, and its leader epoch.
 
-        ``offset``: the next one. ``clock``: None before any. The snapshot before this one is durable by now, so its
-        offset is committed to the consumer group.
+        ``offset``: the next one. ``clock``: None before any. ``said``: whether an item has carried a clock. The
+        snapshot before this one is durable by now, so its offset is committed to the consumer group.
         """
         if self._journal is not None:
             # A process that stood still while another took over must not write to the recovery store.
@@ -744,6 +752,7 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         saved: dict[str, Any] = {
             "offset": self._position,
             "clock": clock_us,
+            "said": int(self._said),
             "partitions": self._reader.n_partitions,
             # A partition that stops before it has rejoined is still one that had ended.
             "ended": int(self._said_ended or self.rejoins),

@@ -29,7 +29,8 @@ class Slice:
     the poll; None while it has none. ``first_us``: its first arrival in the poll; None without records. ``ended``: the
     partition has reached its end offset and no longer holds back the others. ``n_partitions``: number of partitions of
     the topic. ``replaying``: an earlier run of the process showed more than the partition has given so far.
-    ``resumed``: the partition began with a saved clock, which its first slice carries without events.
+    ``resumed``: the partition began with a clock that earlier slices carried, and its first slice carries it without
+    events.
     """
 
     view: str
