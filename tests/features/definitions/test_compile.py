@@ -2,6 +2,7 @@ import functools
 import math
 from itertools import product
 
+import msgspec
 import polars as pl
 import pytest
 
@@ -14,8 +15,11 @@ from unskew import (
     Entity,
     Feature,
     FeatureView,
+    OnDemand,
+    Service,
     Sessions,
     Sliding,
+    Table,
     Tumbling,
     agg,
     compile,
@@ -542,6 +546,52 @@ def test_all_faults_are_reported_together():
         "clock: no entity has the name or key 'nobody'",
         "clock: it has no features",
     ]
+
+
+def test_views_of_a_stream_with_faults_are_checked_as_far_as_its_columns_are_known():
+    faults = faults_of(view(where="amuont > 3", stream=stream(event_time="tyme", settle="soon", partitioned_by="usr")))
+
+    assert [fault.partition(": ")[0] for fault in faults] == ["stream transactions"] * 3 + ["purchases"]
+    assert "did you mean 'amount'?" in faults[-1]
+
+
+def test_a_table_with_faults_hides_nothing_of_its_views():
+    table = Table("returns", path="", schema=SCHEMA, event_time="event_time", columns={"amuont": "price"})
+
+    faults = faults_of(view(stream=table, where="amuont > 3"))
+
+    assert [fault.partition(": ")[0] for fault in faults] == ["stream returns"] * 3 + ["purchases"]
+
+
+def test_views_with_faults_hide_nothing_of_what_reads_views():
+    broken = view(Feature("n", agg.sum("amuont"), HOUR))
+    whole = msgspec.structs.replace(view(), name="visits")
+    wrong = OnDemand(
+        "wrong", {"lat": "float64"}, [Derived("twice", "lat * purchases:n"), Derived("bad", "lat * visits:m")]
+    )
+    service = Service("model", ["purchases:n", "visits:nothing", "vists:n", "wrong:twice", "purchase:n"])
+
+    faults = faults_of(broken, whole, wrong, service)
+
+    assert [fault.partition(": ")[0] for fault in faults] == ["purchases.n", "on-demand wrong", *["service model"] * 3]
+    assert "bad: expression" in faults[1]
+    assert "'nothing'" in faults[2]
+    assert "no view 'vists'; did you mean 'visits'?" in faults[3]
+    assert "no view 'purchase'; did you mean 'purchases'?" in faults[4]
+
+
+def test_derived_features_are_checked_unless_they_read_a_feature_with_a_fault():
+    faults = faults_of(
+        view(
+            Feature("n", agg.count(), HOUR),
+            Feature("spent", agg.sum("amuont"), HOUR),
+            Derived("each", "spent / n"),
+            Derived("of_expr", pl.col("spent") / pl.col("n")),
+            Derived("wrong", "m + 1"),
+        )
+    )
+
+    assert [fault.partition(": ")[0] for fault in faults] == ["purchases.spent", "purchases.wrong"]
 
 
 def test_broken_schema_is_the_only_fault_of_its_views():

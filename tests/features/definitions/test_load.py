@@ -426,6 +426,13 @@ def test_yaml_of_another_form_is_a_fault_that_says_where(folder, change, fault):
         ),
         ("stream: {name: s}", "DIR/bad.yaml: stream s: it has no topic; give it one"),
         (
+            "entity: user\nkey: user_id\n",
+            "DIR/bad.yaml: entity: its words stand below it, indented; write entity: {name: user, ...}",
+        ),
+        ("stream: {name: s}\ntopic: t\n", "DIR/bad.yaml: stream: there is more beside it (topic); indent it"),
+        ("view:\n  name: v\n", "DIR/bad.yaml: view: a view has no word above it; write its words at the top"),
+        ("entity: user\nsource: t\nfeatures: []\n", "DIR/bad.yaml: view: it has no name; give it one"),
+        (
             STREAM.replace("aliases:", "settle: 500\n  aliases:"),
             "DIR/bad.yaml: stream transactions: settle: 500 has no unit",
         ),

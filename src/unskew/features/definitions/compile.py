@@ -12,17 +12,18 @@ import polars as pl
 from unskew.features.definitions.agg import count, first_time, last_time
 from unskew.features.definitions.expressions import unknown_column
 from unskew.features.definitions.fingerprints import presentation_fingerprint, state_fingerprint
-from unskew.features.definitions.on_demand import plan_on_demand
-from unskew.features.definitions.services import pinned
+from unskew.features.definitions.on_demand import planned_on_demand
+from unskew.features.definitions.services import planned_service
 from unskew.features.definitions.slots import (
     OBJECT_NAME,
     Slots,
     column_name_faults,
     did_you_mean,
+    mentions,
     text_faults,
     version_faults,
 )
-from unskew.features.definitions.streams import column_names, is_pattern, plan_stream, plan_table
+from unskew.features.definitions.streams import column_names, is_pattern, planned_stream, planned_table
 from unskew.features.definitions.vocabulary import (
     Definition,
     Derived,
@@ -87,28 +88,38 @@ def compiled(definitions: Iterable[Any], *, complete: bool = True) -> Plan:
     faults: list[str] = []
     entities, streams, sessions, views, on_demand, services = _sorted(definitions, faults)
     stream_plans: dict[str, StreamPlan] = {}
+    faulty: dict[str, StreamPlan] = {}
     for name, entity in entities.items():
         faults += text_faults(f"entity {name}", entity)
     for name, stream in streams.items():
         faults += text_faults(f"stream {name}", stream)
-        try:
-            plan_one = partial(plan_table, stream) if isinstance(stream, Table) else partial(plan_stream, stream)
-            planned = _without_surprise(f"stream {name}", plan_one, faults)
-        except DefinitionError as error:
-            faults += [f"stream {name}: {fault}" for fault in error.faults]
-        else:
-            if planned is not None:
-                stream_plans[name] = planned
+        of_stream: list[str] = []
+        plan_of = partial(planned_table, stream) if isinstance(stream, Table) else partial(planned_stream, stream)
+        planned = _without_surprise(f"stream {name}", partial(plan_of, of_stream), faults)
+        faults += [f"stream {name}: {fault}" for fault in of_stream]
+        if planned is not None:
+            (faulty if of_stream else stream_plans)[name] = planned
     faults += _shared_topics(stream_plans.values())
     view_plans: list[ViewPlan] = []
+    broken: set[str] = set()
     for beside in _by_name(views).values():
         faults += _unclear_serving(beside)
         for view in beside:
             compiler = _ViewCompiler(
-                view, entities, streams, sessions, stream_plans, faults, alone=len(beside) == 1, complete=complete
+                view,
+                entities,
+                streams,
+                sessions,
+                stream_plans,
+                faults,
+                faulty,
+                alone=len(beside) == 1,
+                complete=complete,
             )
             plan = _without_surprise(f"view {compiler.name}", compiler.plan, faults)
-            if plan is not None:
+            if plan is None:
+                broken.add(view.name)
+            else:
                 view_plans.append(plan)
     used = {id(view.stream) for view in views} | {view.stream for view in views if isinstance(view.stream, str)}
     for name, unused in sessions.items():
@@ -118,40 +129,46 @@ def compiled(definitions: Iterable[Any], *, complete: bool = True) -> Plan:
         faults += text_faults(f"on-demand {name}", one)
     for name, service in services.items():
         faults += text_faults(f"service {name}", service)
+    found = Plan(streams=stream_plans, views=Versions(view_plans))
+    known = found.published
+    # What other definitions are called is not known where some could not be read.
+    unchecked = broken if complete else None
+    demanded = _each(
+        "on-demand",
+        on_demand,
+        lambda one, of_one: planned_on_demand(one, known, of_one, unchecked),
+        faults,
+    )
+    broken |= on_demand.keys() - demanded.keys()
+    pinned = _each(
+        "service",
+        services,
+        lambda one, of_one: planned_service(one, known, demanded, of_one, unchecked),
+        faults,
+    )
     if faults:
         raise DefinitionError(list(dict.fromkeys(faults)))
-    found = Plan(streams=stream_plans, views=Versions(view_plans))
-    # What these read can only be looked up when every view is right.
-    known = found.published
-    if not complete:
-        return found
-    demanded = _each("on-demand", {name: partial(plan_on_demand, one, known) for name, one in on_demand.items()})
-    return replace(
-        found,
-        on_demand=demanded,
-        services=_each(
-            "service", {name: partial(pinned, service, known, demanded) for name, service in services.items()}
-        ),
-    )
+    return replace(found, on_demand=demanded, services=pinned)
 
 
+Given = TypeVar("Given")
 Planned = TypeVar("Planned")
 
 
-def _each(kind: str, plans: Mapping[str, Callable[[], Planned]]) -> dict[str, Planned]:
-    """Return what is planned, by name. Raises ``DefinitionError`` with the faults of all."""
-    faults: list[str] = []
+def _each(
+    kind: str,
+    given: Mapping[str, Given],
+    plan: Callable[[Given, list[str]], Planned | None],
+    faults: list[str],
+) -> dict[str, Planned]:
+    """Return what is planned without a fault, by name; add the faults of the others to ``faults``."""
     found: dict[str, Planned] = {}
-    for name, plan in plans.items():
-        try:
-            one = _without_surprise(f"{kind} {name}", plan, faults)
-        except DefinitionError as error:
-            faults += [f"{kind} {name}: {fault}" for fault in error.faults]
-        else:
-            if one is not None:
-                found[name] = one
-    if faults:
-        raise DefinitionError(faults)
+    for name, one in given.items():
+        of_one: list[str] = []
+        planned = _without_surprise(f"{kind} {name}", partial(plan, one, of_one), faults)
+        faults += [f"{kind} {name}: {fault}" for fault in of_one]
+        if planned is not None and not of_one:
+            found[name] = planned
     return found
 
 
@@ -329,7 +346,8 @@ def _session_columns(sessions: ViewPlan) -> dict[str, pl.DataType]:
 class _ViewCompiler:
     """The compiler of one version of a view: it resolves the entity and the stream, and collects the faults.
 
-    ``alone``: whether there is no other version. ``complete``: false if a stream or an entity may be defined where
+    ``faulty``: streams that have faults, but whose columns are known. ``alone``: whether there is no other version.
+    ``complete``: false if a stream or an entity may be defined where
     nothing could be read. ``name``: names the view in messages.
     """
 
@@ -341,6 +359,7 @@ class _ViewCompiler:
         sessions: Mapping[str, Sessions],
         stream_plans: Mapping[str, StreamPlan],
         faults: list[str],
+        faulty: Mapping[str, StreamPlan] = {},
         *,
         alone: bool = True,
         complete: bool = True,
@@ -353,6 +372,7 @@ class _ViewCompiler:
         self._entities = entities
         self._streams = streams
         self._stream_plans = stream_plans
+        self._faulty = faulty
         self._faults = faults
 
     def plan(self) -> ViewPlan | None:
@@ -383,13 +403,14 @@ class _ViewCompiler:
                 "them, or split the view in two",
             )
         names = [feature.name for feature in defined if isinstance(feature, Derived) and isinstance(feature.name, str)]
+        without_plan = {feature.name for feature in defined if isinstance(feature, Feature)} - {f.name for f in planned}
         derived = [
             slots.derived(f"{self.name}.{feature.name}", feature, planned, names, view.owner)
             for feature in defined
-            # After a faulty feature, a derived one may name it and would be reported for a missing column.
-            if isinstance(feature, Derived) and len(planned) == len(features)
+            # One that reads a faulty feature would be reported for a missing column.
+            if isinstance(feature, Derived) and not mentions(feature.expression, without_plan)
         ]
-        if len(self._faults) > n_faults or stream is None or entity is None:
+        if len(self._faults) > n_faults or stream is None or stream.name in self._faulty or entity is None:
             return None
         plan = self._put_together(
             view, stream, entity, slots, where, planned, [each for each in derived if each is not None], sessions
@@ -502,7 +523,7 @@ class _ViewCompiler:
                 self._fault(
                     place, f"the column {feature.name} is {feature.dtype}; a column of sessions holds a single value"
                 )
-        if len(self._faults) > n_faults or stream is None or entity is None:
+        if len(self._faults) > n_faults or stream is None or stream.name in self._faulty or entity is None:
             return None
         planned = [feature for feature in features if feature is not None]
         return self._put_together(sessions, stream, entity, slots, where, planned)
@@ -529,7 +550,7 @@ class _ViewCompiler:
 
     def _stream(self, wanted: Stream | Table | Sessions | str) -> StreamPlan | None:
         if isinstance(wanted, (Stream, Table)):
-            return self._stream_plans.get(wanted.name)
+            return self._planned(wanted.name)
         name = wanted.name if isinstance(wanted, Sessions) else wanted
         if isinstance(name, str) and name in self._sessions:
             # The sessions that the view itself is over were already resolved to their stream.
@@ -550,7 +571,10 @@ class _ViewCompiler:
         if len(matches) > 1:
             self._fault(self.name, f"{wanted!r} is an alias of several streams ({', '.join(matches)}); name one")
             return None
-        return self._stream_plans.get(matches[0])
+        return self._planned(matches[0])
+
+    def _planned(self, stream: str) -> StreamPlan | None:
+        return self._stream_plans.get(stream) or self._faulty.get(stream)
 
     def _entity_definition(self) -> Entity | None:
         wanted = self._view.entity

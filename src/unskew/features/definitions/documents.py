@@ -92,7 +92,29 @@ def definition_of(document: object, unknown: list[str] | None = None) -> Definit
         return _on_demand(document["on_demand"])
     if list(document) == ["sessions"] and isinstance(document["sessions"], Mapping):
         return _sessions(document["sessions"])
+    _refuse_flat(document)
     return _view(document, unknown)
+
+
+def _refuse_flat(document: Mapping[Any, Any]) -> None:
+    """Raise ``DefinitionError`` if a document is no view, but has the words of a definition in another place."""
+    first = next(iter(document), None)
+    if "name" in document or (first in {"entity", "stream"} and not {"features", "aggregation"}.isdisjoint(document)):
+        return
+    if first in {"view", "feature_view"}:
+        raise DefinitionError(
+            f"{first}: a view has no word above it; write its words at the top: name, entity, source and so on"
+        )
+    if first not in {*_PARTS, "on_demand", "sessions"}:
+        return
+    if isinstance(document[first], Mapping):
+        others = ", ".join(str(key) for key in document if key != first)
+        raise DefinitionError(
+            f"{first}: there is more beside it ({others}); indent it, or begin a new document with ---"
+        )
+    raise DefinitionError(
+        f"{first}: its words stand below it, indented; write {first}: {{name: {document[first]}, ...}}"
+    )
 
 
 def _sessions(fields: Mapping[Any, Any]) -> Sessions:

@@ -4,7 +4,8 @@ Compiling definitions calls ``plan_on_demand``, and each reader calls ``computed
 an expression of a registry must not reach an engine unchecked.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -15,7 +16,14 @@ import polars as pl
 from unskew.features.definitions.exact import result_type, wide
 from unskew.features.definitions.expressions import Checked, check_expression, parsed, unknown_column
 from unskew.features.definitions.fingerprints import on_demand_fingerprint
-from unskew.features.definitions.slots import Slots, column_name_faults, name_faults, text_faults, version_faults
+from unskew.features.definitions.slots import (
+    Slots,
+    column_name_faults,
+    is_unchecked,
+    name_faults,
+    text_faults,
+    version_faults,
+)
 from unskew.features.definitions.sql_text import (
     Call,
     calls_of,
@@ -38,6 +46,8 @@ MAX_INPUTS = 64
 EARTH_RADIUS_KM = 6371.0088
 """The mean radius of the Earth (IUGG): H. Moritz, Geodetic Reference System 1980, Journal of Geodesy 74 (2000)."""
 
+# A name before :feature or @version:feature.
+_REFERENCE = re.compile(r"(\w+)(?:@\w+)?:\w")
 _LACKS = "there is no input and no feature view:feature called"
 _BETWEEN = "write seconds_between(begin, end), the seconds from one instant to another"
 _INPUT_TYPES = "int64, float64, bool, string, timestamp and decimal(38,2)"
@@ -216,12 +226,36 @@ FUNCTIONS = frozenset(_FUNCTIONS)
 
 def plan_on_demand(on_demand: OnDemand, views: Versions[View]) -> OnDemandView:
     """Return on-demand features as they are published. Raises ``DefinitionError`` with all their faults."""
-    faults = [*name_faults(on_demand.name, views.names), *version_faults(on_demand.version)]
+    faults: list[str] = []
+    plan = planned_on_demand(on_demand, views, faults)
+    if plan is None:
+        raise DefinitionError(faults)
+    return plan
+
+
+def planned_on_demand(
+    on_demand: OnDemand,
+    views: Versions[View],
+    faults: list[str],
+    unchecked: Collection[str] | None = (),
+) -> OnDemandView | None:
+    """Return on-demand features as they are published; None if they have faults, which are added to ``faults``.
+
+    ``unchecked``: the names of views that have faults; None if any unknown name may be that of a view that could not be
+    read. What reads such a view is not checked, and the result is None, too.
+    """
+    n_before = len(faults)
+    faults += [*name_faults(on_demand.name, views.names), *version_faults(on_demand.version)]
     inputs = _inputs(on_demand.inputs, faults)
     definitions = _features(on_demand.features, inputs, faults)
     others = {one.name: f"{one.name!r} is on-demand too; write its expression out here" for one in definitions}
+    checked = [
+        one
+        for one in definitions
+        if not any(is_unchecked(view, views.names, unchecked) for view in _views_in(one.expression))
+    ]
     features = []
-    for derived in definitions if not faults else ():
+    for derived in checked if len(faults) == n_before else ():
         slots = Slots(None, faults)
         own = {derived.name: f"{derived.name!r} is this feature itself; name inputs and features of views"}
         try:
@@ -235,12 +269,13 @@ def plan_on_demand(on_demand: OnDemand, views: Versions[View]) -> OnDemandView:
             )
         )
     read = {name for feature in features for name in feature.inputs}
-    if not faults and (unread := [name for name in inputs if name not in read]):
+    is_whole = len(checked) == len(definitions)
+    if is_whole and len(faults) == n_before and (unread := [name for name in inputs if name not in read]):
         faults.append(f"no feature reads the input {unread[0]!r}; leave it out")
-    if not faults:
+    if len(faults) == n_before:
         faults += _shadows(inputs, [name for name in read if is_reference(name)], views)
-    if faults:
-        raise DefinitionError(faults)
+    if not is_whole or len(faults) > n_before:
+        return None
     types = {name: str(each) for name, each in inputs.items()}
     return OnDemandView(
         name=on_demand.name,
@@ -252,6 +287,11 @@ def plan_on_demand(on_demand: OnDemand, views: Versions[View]) -> OnDemandView:
         owner=on_demand.owner,
         tags=dict(on_demand.tags),
     )
+
+
+def _views_in(expression: object) -> list[str]:
+    """Return the names of the views that a text refers to, as far as it can be read."""
+    return _REFERENCE.findall(expression) if isinstance(expression, str) else []
 
 
 def _inputs(given: object, faults: list[str]) -> dict[str, Type]:

@@ -1,12 +1,12 @@
 """Checks of services, whose features must exist in the views beside them."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from unskew.features.definitions.slots import name_faults
+from unskew.features.definitions.slots import did_you_mean, is_unchecked, name_faults
 from unskew.features.definitions.vocabulary import Service
-from unskew.features.errors import DefinitionError, RequestError, shown
+from unskew.features.errors import DefinitionError, RequestError, UnknownName, shown
 from unskew.features.on_demand import OnDemandView, is_reference
 from unskew.features.references import demanded, resolve
 from unskew.features.registry import pin
@@ -25,17 +25,45 @@ def pinned(service: Service, views: Versions[View], on_demand: Mapping[str, OnDe
 
     Raises ``DefinitionError`` with all its faults.
     """
-    faults = name_faults(service.name, views.names)
+    faults: list[str] = []
+    plan = planned_service(service, views, on_demand, faults)
+    if plan is None:
+        raise DefinitionError(faults)
+    return plan
+
+
+def planned_service(
+    service: Service,
+    views: Versions[View],
+    on_demand: Mapping[str, OnDemandView],
+    faults: list[str],
+    unchecked: Collection[str] | None = (),
+) -> Published | None:
+    """Return a service as ``pinned`` does; None if it has faults, which are added to ``faults``.
+
+    ``unchecked``: as in ``on_demand.planned_on_demand``.
+    """
+    n_before = len(faults)
+    faults += name_faults(service.name, views.names)
     if service.name in on_demand:
         faults.append("on-demand features have that name too; rename one")
     features = []
     for reference in _references(service.features, faults):
+        view = reference.partition(":")[0].partition("@")[0]
+        names = [*views.names, *on_demand]
+        if is_unchecked(view, names, unchecked):
+            continue
         try:
             features.append(pinned_feature(reference, views, on_demand))
+        except UnknownName as error:
+            names += unchecked or ()
+            faults.append(
+                f"there is no view {view!r}; {did_you_mean(view, names)}" if view not in names else str(error)
+            )
         except RequestError as error:
             faults.append(str(error))
-    if faults:
-        raise DefinitionError(faults)
+    if len(faults) > n_before:
+        return None
     return Published(
         name=service.name,
         features=tuple(features),

@@ -3,7 +3,7 @@
 import datetime as dt
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from decimal import Context, Decimal, Inexact, InvalidOperation
 from typing import get_args
 
@@ -45,6 +45,17 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return the nearest known name as a question, or a list of all known names."""
     known = sorted(known)
     return nearest(name, known, "known names are") if known else "none is defined"
+
+
+def mentions(expression: object, names: Collection[str]) -> bool:
+    """Return true if an expression may read one of these columns; a text may also have the word in another meaning."""
+    words = expression.meta.root_names() if isinstance(expression, pl.Expr) else re.findall(r"\w+", str(expression))
+    return not set(words).isdisjoint(names)
+
+
+def is_unchecked(view: str, known: Collection[str], unchecked: Collection[str] | None) -> bool:
+    """Return true if nothing is known of a view that is named; ``unchecked``: those, None for all but ``known``."""
+    return view not in known if unchecked is None else view in unchecked
 
 
 def version_faults(version: object) -> list[str]:

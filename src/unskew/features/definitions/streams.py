@@ -39,6 +39,17 @@ def plan_stream(stream: Stream) -> StreamPlan:
     Raises ``DefinitionError`` with all faults found, each half a sentence that says what is wrong and what to do.
     """
     faults: list[str] = []
+    plan = planned_stream(stream, faults)
+    if plan is None or faults:
+        raise DefinitionError(faults)
+    return plan
+
+
+def planned_stream(stream: Stream, faults: list[str]) -> StreamPlan | None:
+    """Check a stream as ``plan_stream`` does, and add what is wrong to ``faults``.
+
+    With faults, the result has the columns that views name and is good for nothing else; None if these are not known.
+    """
     columns: dict[str, pl.DataType] = {}
     schema: Mapping[str, Any] = {}
     unread_schema = True
@@ -86,8 +97,8 @@ def plan_stream(stream: Stream) -> StreamPlan:
     dedupe_within_us = _duration(stream.dedupe_within, "dedupe_within", faults)
     if dedupe_within_us is not None:
         faults += _repeat_faults(stream, dedupe_within_us, columns)
-    if faults:
-        raise DefinitionError(faults)
+    if not columns:
+        return None
     return StreamPlan(
         name=stream.name,
         topic=topics[0] if len(topics) == 1 and not is_pattern(topics[0]) else stream.name,
@@ -123,10 +134,19 @@ def plan_stream(stream: Stream) -> StreamPlan:
 def plan_table(table: Table) -> StreamPlan:
     """Return a table as the stream of its rows. Raises ``DefinitionError`` as ``plan_stream`` does."""
     faults: list[str] = []
+    plan = planned_table(table, faults)
+    if plan is None or faults:
+        raise DefinitionError(faults)
+    return plan
+
+
+def planned_table(table: Table, faults: list[str]) -> StreamPlan | None:
+    """Check a table, and add what is wrong to ``faults``; the result is as that of ``planned_stream``."""
     if not _TOPIC.fullmatch(table.name):
-        raise DefinitionError(
+        faults.append(
             f"its rows are archived under its name, {table.name!r}; use only letters, digits, dots, dashes and underscores in it"
         )
+        return None
     schema: Mapping[str, Any] = {}
     try:
         schema = read_schema(table.schema)
@@ -160,7 +180,7 @@ def plan_table(table: Table) -> StreamPlan:
         faults.append(f"columns={shown(table.columns)} is not a mapping from columns to columns of the table")
     if not schema and faults:
         # Without columns there is no more to say of it.
-        raise DefinitionError(faults)
+        return None
     stream = Stream(
         table.name,
         topic=table.name,
@@ -176,13 +196,10 @@ def plan_table(table: Table) -> StreamPlan:
         tags=table.tags,
         aliases=table.aliases,
     )
-    try:
-        plan = plan_stream(stream)
-    except DefinitionError as error:
-        raise DefinitionError([*faults, *error.faults]) from error
+    plan = planned_stream(stream, faults)
+    if plan is None:
+        return None
     faults += [f"columns: {unknown_column(name, plan.columns)}" for name in columns if name not in plan.columns]
-    if faults:
-        raise DefinitionError(faults)
     about = TablePlan(
         path=table.path, arrival=table.arrival, delay_us=delay_us or 0, zone=table.zone, renamed=dict(columns)
     )
