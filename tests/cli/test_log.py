@@ -1,11 +1,15 @@
 """``unskew log head`` and ``unskew log tail``: the rows at both ends of a log, and those of one entity."""
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
+from tests.support.growing import Growing
 from tests.support.plans import SECOND, events
 from tests.support.terminal import cells
 from tests.support.written import write_log
@@ -92,3 +96,51 @@ def test_an_entity_without_rows_or_with_another_key_is_said(
 
     assert done.exit_code == code
     assert said in done.output
+
+
+@pytest.mark.parametrize("entity", [(), ("--entity", "u1")])
+@pytest.mark.parametrize("as_json", [False, True])
+def test_follow_goes_on_with_rows_that_are_published_until_it_is_stopped(
+    tmp_path: Path, entity: tuple[str, ...], as_json: bool
+) -> None:
+    definitions = tmp_path / "views.py"
+    definitions.write_text(DEFINITIONS)
+    (view,) = load(definitions).views.values()
+    written = Growing(tmp_path / "log", view)
+    written.feed(EVENTS[:30], T0 + 30 * SECOND)
+    form = ("--json",) if as_json else ()
+    shown = (*entity, *form)
+    following = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "unskew",
+            "log",
+            "tail",
+            VIEW,
+            "--log",
+            tmp_path / "log",
+            "--definitions",
+            definitions,
+            "-n",
+            "2",
+            "--follow",
+            *shown,
+        ],
+        stdout=subprocess.PIPE,
+    )
+    assert following.stdout is not None
+    lines = [following.stdout.readline() for _ in range(2 if as_json else 3)]
+    written.feed(EVENTS[30:45], T0 + 45 * SECOND)
+    written.feed(EVENTS[45:], T0 + 100 * SECOND)
+    n_new = 10 if entity else 30
+    lines += [following.stdout.readline() for _ in range(n_new)]
+    following.send_signal(signal.SIGINT)
+    rest, _ = following.communicate(timeout=60)
+
+    assert (rest, following.returncode) == (b"", 0)
+    done = call(tmp_path, "tail", VIEW, "-n", str(n_new + 2), *shown)
+    found = [json.loads(line) for line in lines] if as_json else b"".join(lines).decode().splitlines()
+    whole = json.loads(done.stdout)["rows"] if as_json else done.stdout.splitlines()
+    # What two looks find may interleave.
+    assert sorted(found, key=str) == sorted(whole, key=str)

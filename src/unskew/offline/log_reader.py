@@ -181,6 +181,14 @@ class ViewLog:
         return [one.file for one in self._dated]
 
     @property
+    def ends(self) -> dict[str, int]:
+        """The sequence number after the last row of each shard that has rows here; ``after`` of a later reading."""
+        ends: dict[str, int] = {}
+        for file in self.files:
+            ends[file.writer] = max(ends.get(file.writer, 0), file.last + 1)
+        return ends
+
+    @property
     def since_us(self) -> int | None:
         """The instant from which every shard has seen its events; None before the first event."""
         return None if self.coverage is None else self.coverage.since_us
