@@ -3,6 +3,7 @@ import time
 from dataclasses import replace
 
 import pytest
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 
 from tests.support.plans import DAY, HOUR, Wanted, sliding, view
@@ -15,6 +16,8 @@ from unskew.features.plan import Plan
 from unskew.features.registry import describe
 from unskew.features.versions import Versions
 from unskew.sinks.redis.writer import RedisWriter
+from unskew.sinks.tables.layout import view_root
+from unskew.sinks.tables.parquet import record_shards
 
 STAYS = view(
     Wanted("nights", "sum", sliding(DAY, HOUR), "n", of="int64"),
@@ -144,3 +147,36 @@ def test_get_reads_a_service_over_views_of_several_keys(get):
     shown = get("trip", "hotel=7", "user=a b").output
     assert "stays:nights" in shown
     assert "stays as of 2016-07-18" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize(
+    ("typed", "found"),
+    [
+        ("", ["guests", "stays", "trip"]),
+        ("g", ["guests", "guests:n", "guests@1", "guests@1:n"]),
+        ("stays:", ["stays:mean_price", "stays:nights"]),
+        ("stays@", ["stays@1", "stays@1:mean_price", "stays@1:nights"]),
+        ("x", []),
+    ],
+)
+@pytest.mark.usefixtures("get")
+def test_a_shell_completes_what_is_published(redis_url, typed, found):
+    there = ["get", "--redis-url", redis_url, "--prefix", "shop"]
+
+    assert completed(there, typed) == found
+    # Nobody answers there, and nothing is printed into what somebody types.
+    assert completed(["get", "--redis-url", "redis://127.0.0.1:1/0"], typed) == []
+
+
+def test_a_shell_completes_views_of_the_log(tmp_path):
+    for one in (STAYS, GUESTS):
+        record_shards(view_root(tmp_path, one.name, one.version), ["h0"], view=one.published)
+
+    assert completed(["log", "tail", "--log", str(tmp_path)], "") == ["guests", "stays"]
+    assert completed(["log", "tail", "--log", str(tmp_path)], "st") == ["stays", "stays@1"]
+    assert completed(["log", "tail", "--log", str(tmp_path / "nowhere")], "st") == []
+
+
+def completed(words, typed):
+    found = ShellComplete(main, {}, "unskew", "_UNSKEW_COMPLETE").get_completions(words, typed)
+    return [item.value for item in found]

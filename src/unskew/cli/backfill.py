@@ -6,12 +6,13 @@ from pathlib import Path
 import click
 
 from unskew import settings
+from unskew.cli import naming
 from unskew.cli.screen import bar, say
 from unskew.features.printing import printable
 
 
 @click.command()
-@click.argument("views", metavar="VIEW...", nargs=-1, required=True)
+@click.argument("views", metavar="VIEW...", nargs=-1, required=True, shell_complete=naming.views)
 @settings.definitions
 @settings.log
 @settings.archive

@@ -5,11 +5,12 @@ from pathlib import Path
 import click
 
 from unskew import settings
+from unskew.cli import naming
 from unskew.cli.screen import say
 
 
 @click.command(short_help="Keep the population of VIEW.")
-@click.argument("view")
+@click.argument("view", shell_complete=naming.views)
 @settings.log
 @click.option(
     "--at",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from unskew import settings
+from unskew.cli import naming
 from unskew.cli.screen import Screen, bar, say
 from unskew.features.errors import UnskewError
 from unskew.features.printing import printable
@@ -20,7 +21,7 @@ _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, 
 
 
 @click.command()
-@click.argument("views", metavar="[VIEW...]", nargs=-1)
+@click.argument("views", metavar="[VIEW...]", nargs=-1, shell_complete=naming.views)
 @settings.optional_log
 @settings.optional_archive
 @settings.dead_letters

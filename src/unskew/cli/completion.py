@@ -8,7 +8,10 @@ from unskew.cli.screen import say
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print a script with which SHELL completes the commands of unskew, their options and paths.
+    """Print a script with which SHELL completes the commands of unskew, their options, paths, and names.
+
+    Names of views, features and services are those of the log and of the registry in Redis that the command would read:
+    by its options so far, or by the UNSKEW_* variables.
 
     \b
     Examples:

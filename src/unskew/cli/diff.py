@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unskew import settings
+from unskew.cli import naming
 from unskew.cli.screen import Screen, bar, say, say_json, styled
 from unskew.features.errors import RequestError
 from unskew.features.nearest import nearest
@@ -25,8 +26,8 @@ _NULLS = ("null in OLD", "null in NEW")
 
 
 @click.command()
-@click.argument("old", metavar="OLD")
-@click.argument("new", metavar="NEW")
+@click.argument("old", metavar="OLD", shell_complete=naming.views)
+@click.argument("new", metavar="NEW", shell_complete=naming.views)
 @settings.some_definitions
 @settings.archive
 @click.option("--from", "begin", metavar="INSTANT", help="First instant that is compared (2026-01-31T00:00:00Z).")

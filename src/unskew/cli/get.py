@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unskew import settings
+from unskew.cli import naming
 from unskew.cli.screen import Screen, say_json, styled
 from unskew.features.errors import RequestError
 from unskew.features.folding import Column
@@ -26,7 +27,7 @@ VALUE = Column(name="value", right=True, wraps=True)
 
 
 @click.command()
-@click.argument("features", metavar="VIEW[:FEATURE]|SERVICE")
+@click.argument("features", metavar="VIEW[:FEATURE]|SERVICE", shell_complete=naming.features)
 @click.argument("keys", metavar="KEY...", nargs=-1)
 @click.option("--input", "inputs", multiple=True, metavar="NAME=VALUE", help="Input of on-demand features; for each.")
 @click.option(

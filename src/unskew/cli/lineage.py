@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unskew import settings
+from unskew.cli import naming
 from unskew.cli.known import known, models_of
 from unskew.cli.screen import Screen, say, say_json, styled
 from unskew.features.printing import printable
@@ -23,7 +24,7 @@ _SHOWN = ("type", "function", "value", "filter", "window", "gap", "format", "own
 
 
 @click.command()
-@click.argument("reference", metavar="REF")
+@click.argument("reference", metavar="REF", shell_complete=naming.features)
 @settings.places
 @click.option(
     "--models", type=settings.LocalPath(), metavar="FOLDER", help="Folder of training sets, whose manifests are models."

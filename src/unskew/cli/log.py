@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unskew import settings
+from unskew.cli import naming
 from unskew.cli.screen import Screen, say, say_json, styled
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def log() -> None:
 
 
 @log.command(short_help="Show the first rows of VIEW.")
-@click.argument("view")
+@click.argument("view", shell_complete=naming.views)
 @settings.some_definitions
 @settings.log
 @click.option("-n", "--rows", default=10, show_default=True, type=click.IntRange(1), help="Number of rows.")
@@ -44,7 +45,7 @@ def head(view: str, definitions: tuple[Path, ...], log: Path, rows: int, as_json
 
 
 @log.command(short_help="Show the last rows of VIEW, or of one entity.")
-@click.argument("view")
+@click.argument("view", shell_complete=naming.views)
 @settings.some_definitions
 @settings.log
 @click.option("-n", "--rows", default=10, show_default=True, type=click.IntRange(1), help="Number of rows.")
@@ -153,7 +154,7 @@ def _print_rows(log: "ViewLog", rows: "pl.DataFrame", *, as_json: bool, goes_on:
 
 
 @log.command(short_help="Count rows and files of VIEW's log, and show its coverage.")
-@click.argument("view")
+@click.argument("view", shell_complete=naming.views)
 @settings.some_definitions
 @settings.log
 @settings.as_json

@@ -6,12 +6,13 @@ from pathlib import Path
 import click
 
 from unskew import settings
+from unskew.cli import naming
 from unskew.cli.screen import phases, say
 from unskew.features.errors import RequestError
 
 
 @click.command()
-@click.argument("views", metavar="[VIEW...]", nargs=-1)
+@click.argument("views", metavar="[VIEW...]", nargs=-1, shell_complete=naming.views)
 @click.option(
     "--until",
     metavar="INSTANT",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unskew import settings
+from unskew.cli import naming
 from unskew.cli.screen import Screen, say, say_json, styled
 from unskew.features.printing import printable_json
 from unskew.sinks.wall import wall_us
@@ -25,7 +26,7 @@ _STYLES = {"drift": "bold red", "missing": "bold red", "too few": "yellow", "fin
 
 
 @click.command(short_help="Watch values, freshness and what was served, from the log.")
-@click.argument("views", metavar="[VIEW]...", nargs=-1)
+@click.argument("views", metavar="[VIEW]...", nargs=-1, shell_complete=naming.views)
 @settings.log
 @click.option(
     "--baseline",

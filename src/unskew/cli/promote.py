@@ -7,6 +7,7 @@ import click
 import msgspec
 
 from unskew import settings
+from unskew.cli import naming
 from unskew.cli.plan import agree, check_accepted, message, not_empty, refuse, yes
 from unskew.cli.screen import say
 from unskew.features.errors import LayoutError, RequestError
@@ -28,7 +29,7 @@ _breaks = click.option(
 
 
 @click.command()
-@click.argument("view", metavar="VIEW@VERSION")
+@click.argument("view", metavar="VIEW@VERSION", shell_complete=naming.views)
 @settings.of_record
 @settings.umask
 @_breaks

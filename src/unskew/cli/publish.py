@@ -6,12 +6,13 @@ from pathlib import Path
 import click
 
 from unskew import settings
+from unskew.cli import naming
 from unskew.cli.screen import say
 from unskew.features.errors import UnskewError
 
 
 @click.command()
-@click.argument("views", metavar="[VIEW...]", nargs=-1)
+@click.argument("views", metavar="[VIEW...]", nargs=-1, shell_complete=naming.views)
 @settings.log
 @settings.umask
 @click.option("--rebuild", is_flag=True, help="Write the metadata anew, from the names of the files alone.")

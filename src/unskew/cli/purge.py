@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from unskew import settings
+from unskew.cli import naming
 from unskew.cli.screen import say
 from unskew.features.errors import RequestError
 from unskew.features.nearest import nearest
@@ -21,7 +22,7 @@ _VIEW_ID = re.compile(r"[^@\s]+@[1-9][0-9]*")
 
 
 @click.command()
-@click.argument("views", metavar="VIEW@VERSION...", nargs=-1, required=True)
+@click.argument("views", metavar="VIEW@VERSION...", nargs=-1, required=True, shell_complete=naming.views)
 @settings.redis_url
 @settings.prefix
 @settings.pipeline

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from unskew import settings
+from unskew.cli import naming
 from unskew.cli.screen import Screen, say, styled
 from unskew.features.errors import RequestError
 
@@ -38,6 +39,7 @@ _SHAPING = (
     "features",
     multiple=True,
     metavar="VIEW[:FEATURE]",
+    shell_complete=naming.features,
     help="Feature, or all features of a view or of an on-demand name; may be given several times.",
 )
 @click.option(

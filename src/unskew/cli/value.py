@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unskew import settings
+from unskew.cli import naming
 from unskew.cli.screen import Screen, phases, say_json, styled
 from unskew.features.errors import RequestError
 from unskew.features.nearest import nearest
@@ -25,7 +26,7 @@ _UNKNOWN = "?"
 
 
 @click.command()
-@click.argument("features", metavar="[VIEW[:FEATURE]]...", nargs=-1)
+@click.argument("features", metavar="[VIEW[:FEATURE]]...", nargs=-1, shell_complete=naming.features)
 @settings.optional_log
 @settings.optional_archive
 @settings.some_definitions
