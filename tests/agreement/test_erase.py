@@ -1,6 +1,7 @@
 """An erased entity is nowhere, everybody else is as before, and the pipeline goes on as if it had never been."""
 
 import io
+import json
 import shutil
 import signal
 import subprocess
@@ -77,18 +78,30 @@ class Pipeline:
     def erase(self, *keys: str, entity: str = "user", more: tuple[str, ...] = ()) -> Result:
         return CliRunner().invoke(main, self.erasing(*keys, entity=entity, more=more))
 
-    def erasing(self, *keys: str, entity: str = "user", more: tuple[str, ...] = ()) -> list[str]:
+    def erasing(
+        self, *keys: str, entity: str = "user", more: tuple[str, ...] = (), definitions: bool = True
+    ) -> list[str]:
         where = self.outcome.deployment
         folders = {"log": where.log, "archive": where.archive, "dead-letters": where.dead_letters, "state": where.state}
         options = [f"--{name}={folder}" for name, folder in folders.items()]
-        fixed = ["erase", entity, *keys, f"--definitions={self.definitions}", f"--redis-url={self.redis_url}"]
-        return [*fixed, *options, *more]
+        given = [f"--definitions={self.definitions}"] if definitions else []
+        return ["erase", entity, *keys, *given, f"--redis-url={self.redis_url}", *options, *more]
 
     def audited(self) -> list[str]:
         where = self.outcome.deployment
         source = {"redis_source": self.redis_url, "prefix": where.prefix}
         report = audit(self.plan, where.log, where.archive, **source, samples=300, patience_s=0)
         return [str(one) for one in report.differences]
+
+    def audited_by_the_log(self) -> list[str]:
+        """As ``audited``, by the command and without definitions."""
+        where = self.outcome.deployment
+        folders = ["--log", str(where.log), "--archive", str(where.archive)]
+        more = ["--redis-url", self.redis_url, "--prefix", where.prefix, "--samples", "300", "--json"]
+        report = json.loads(CliRunner().invoke(main, ["audit", *folders, *more]).stdout)
+        assert {one["view"] for one in report["views"]} == {one.id for one in self.plan.views.values()}
+        assert all(one["samples"] for one in report["views"])
+        return [str(one) for one in report["differences"]]
 
     def content(self) -> dict[str, Any]:
         """What readers see of everybody but the erased one."""
@@ -175,6 +188,8 @@ def test_nothing_of_the_entity_is_left_and_all_others_are_as_before(bench: Bench
 
     looked = pipeline.erase(GONE, more=("--dry-run",))
     assert looked.exit_code == 0, looked.output
+    by_log = CliRunner().invoke(main, pipeline.erasing(GONE, more=("--dry-run",), definitions=False))
+    assert (by_log.exit_code, by_log.output) == (0, looked.output)
     assert len(traces(pipeline)) > 15
     erased = pipeline.erase(GONE)
 
@@ -193,6 +208,7 @@ def test_nothing_of_the_entity_is_left_and_all_others_are_as_before(bench: Bench
     bench.append(topic, [*RECORDS[200:], back, replace(back, user="user 5%", stamp_ms=back.stamp_ms + 1000)])
     pipeline.ran()
     assert pipeline.audited() == []
+    assert pipeline.audited_by_the_log() == []
     new = pipeline.outcome.log("by_user").filter(pl.col("user") == GONE)
     n_new = sum(record.user == GONE and record.raw is None for record in RECORDS[200:])
     assert 1 <= new["n"].max() <= n_new + 1, "records that come later begin the entity anew"

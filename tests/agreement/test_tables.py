@@ -154,6 +154,21 @@ def test_the_same_instant_again_changes_nothing_and_readers_know_it(bench: Bench
         computed(table, bench, 4_000_000_000_000_000)
 
 
+def test_a_table_may_be_a_frame_of_polars(bench: Bench, tmp_path: Path) -> None:
+    """The same rows give the same values from a file, a frame, and several frames."""
+    path = tmp_path / "purchases.parquet"
+    rows().write_parquet(path)
+    end_us = max(one.stamp_ms for one in RECORDS) * 1000
+    outcomes = []
+    for given in (str(path), pl.scan_parquet(path), [pl.scan_parquet(path).head(90), pl.scan_parquet(path).slice(90)]):
+        outcomes.append(Outcome(over(given), bench.deployment()))
+        computed(outcomes[-1], bench, end_us)
+
+    for view in outcomes[0].plan.views:
+        for other in outcomes[1:]:
+            assert other.log(view).equals(outcomes[0].log(view))
+
+
 def content(table: Outcome) -> dict[str, bytes]:
     folders = (table.deployment.log, table.deployment.archive)
     return {str(path): path.read_bytes() for folder in folders for path in folder.rglob("*.parquet")}

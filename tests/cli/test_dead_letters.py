@@ -66,7 +66,7 @@ class Scene:
     def call(self, *words: str) -> Result:
         root = self.deployment.dead_letters
         more = ["--dead-letters", str(root)]
-        if words[0] != "list":
+        if words[0] != "list" and "--log" not in words:
             more += ["--definitions", str(self.definitions)]
         if words[0] == "replay":
             more += ["--bootstrap-servers", self.bench.broker.bootstrap]
@@ -137,6 +137,7 @@ def test_letters_are_seen_mended_sent_and_counted_once(scene: Scene, tmp_path: P
     mended = {"user": "ann", "item": 1, "amount": 2.0, "gift": False, "at": START + 7000}
     file.write_text(json.dumps(lines[1] | {"mended": mended}))
     assert "1 letters would be sent" in scene.call("replay", str(file)).output
+    assert "1 letters would be sent" in scene.call("replay", str(file), "--log", str(scene.deployment.log)).output
     scene.run()
     # The last instant of each partition is still open.
     assert scene.counted("visits") == {"ann": 1}

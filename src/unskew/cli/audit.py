@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@settings.definitions
+@settings.some_definitions
 @settings.log
 @settings.archive
+@settings.registry
 @settings.redis_url
 @settings.prefix
 @settings.pipeline
@@ -37,6 +38,7 @@ def audit(
     definitions: tuple[Path, ...],
     log: Path,
     archive: Path,
+    registry: Path | None,
     redis_url: str,
     prefix: str,
     pipeline: str,
@@ -56,6 +58,8 @@ def audit(
 
     With --served, it also compares what readers were given (FeatureStore(sample=...)) with the log, and the log and a
     rebuild of the view with the recount, at the same entities and instants.
+
+    Without --definitions, the log says how its views are computed, and the views are those that were applied last.
 
     \b
     Columns of the table, each a number:
@@ -77,12 +81,11 @@ def audit(
 
     \b
     Example:
-        unskew audit --definitions examples/complete_journey --log data/log \\
-            --archive data/archive --samples 10000
+        unskew audit --log data/log --archive data/archive --samples 10000
     """
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
-    from unskew.features.definitions.load import load
+    from unskew.cli.known import plan_of
     from unskew.features.local import existing_folder
     from unskew.monitoring.audit import audit as compare
     from unskew.monitoring.report import (
@@ -95,7 +98,7 @@ def audit(
     )
 
     console = Screen()
-    plan = load(*definitions)
+    plan = plan_of(definitions, log, registry)
     existing_folder(log, "--log")
     existing_folder(archive, "--archive")
     if served is not None:

@@ -14,6 +14,7 @@ from unskew.cli.screen import Screen, say, say_json
 if TYPE_CHECKING:
     import polars as pl
 
+    from unskew.features.plan import Plan
     from unskew.offline.dead_letters import Letter, Wanted
     from unskew.pipelines.replay import Checks, Resend
 
@@ -165,6 +166,7 @@ def show(
         unskew dead-letters show --reason range --output letters.jsonl \\
             --definitions definitions/
     """
+    from unskew.features.definitions.load import load
     from unskew.features.errors import RequestError
     from unskew.offline.dead_letters import as_json as json_of
     from unskew.offline.dead_letters import find, letters
@@ -176,7 +178,7 @@ def show(
     root = _root(dead_letters, archive)
     found = find(root, replace(_wanted(topics, reason, since, until), places=places))
     _refuse_missing(places, found)
-    checks = _checks(definitions, schema_registry) if definitions else None
+    checks = _checks(load(*definitions), schema_registry) if definitions else None
     if output is not None:
         try:
             with output.open("x", encoding="utf-8") as file:
@@ -204,7 +206,9 @@ def show(
     metavar="TOPIC/PARTITION/OFFSET",
     help="One letter; may be given several times.",
 )
-@settings.definitions
+@settings.some_definitions
+@settings.optional_log
+@settings.registry
 @settings.bootstrap_servers
 @settings.kafka_config
 @settings.schema_registry
@@ -232,6 +236,8 @@ def replay(
     until: str | None,
     places: tuple[str, ...],
     definitions: tuple[Path, ...],
+    log: Path | None,
+    registry: Path | None,
     bootstrap_servers: str,
     kafka_config: Path | None,
     schema_registry: str | None,
@@ -243,7 +249,8 @@ def replay(
 ) -> None:
     """Send letters again: the mended letters of FILE, or unchanged the letters that match the filters.
 
-    Each letter is first checked with the current definitions and, where nothing else says what schema ids mean, with
+    Each letter is first checked with the current definitions - without --definitions, with what the log says of the
+    views that were applied last - and, where nothing else says what schema ids mean, with
     the id with which its partition began: that is read from --state, or from the folder "state" beside the letters, if
     there is one. It becomes a new record of its topic and partition, with
     its key and headers. The record arrives now and keeps the event time of its value, so windows that have passed that
@@ -252,12 +259,13 @@ def replay(
 
     \b
     Examples:
-        unskew dead-letters replay letters.jsonl --definitions defs/
+        unskew dead-letters replay letters.jsonl --log log
             (says what would be sent)
         unskew dead-letters replay letters.jsonl --definitions defs/ --yes
-        unskew dead-letters replay --reason schema --definitions defs/ --yes
+        unskew dead-letters replay --reason schema --log log --yes
             (the schema was registered since)
     """
+    from unskew.cli.known import plan_of
     from unskew.features.errors import RequestError, StoreUnavailable
     from unskew.offline.dead_letters import Mended, find, letters, read_mended
     from unskew.pipelines.kafka.client_settings import read_kafka_config
@@ -282,7 +290,7 @@ def replay(
         # The folder determines which views could not use a letter, not the edited file.
         views = {letter.place: letter.views for letter in letters(root, found)}
         given = [Mended(replace(each.letter, views=views[each.letter.place]), each.mended) for each in given]
-    checks = _checks(definitions, schema_registry, state or _state_beside(root))
+    checks = _checks(plan_of(definitions, log, registry), schema_registry, state or _state_beside(root))
     with Memory(root).open() as memory:
         good: list[Resend] = []
         refused = 0
@@ -379,10 +387,9 @@ def _state_beside(root: Path) -> Path | None:
     return beside if (beside / DEPLOYMENT).exists() else None
 
 
-def _checks(definitions: tuple[Path, ...], schema_registry: str | None, state: Path | None = None) -> "Checks":
+def _checks(plan: "Plan", schema_registry: str | None, state: Path | None = None) -> "Checks":
     import threading
 
-    from unskew.features.definitions.load import load
     from unskew.pipelines.replay import Checks
 
     schemas = None
@@ -390,7 +397,7 @@ def _checks(definitions: tuple[Path, ...], schema_registry: str | None, state: P
         from unskew.pipelines.decoding.schema_registry import SchemaRegistry
 
         schemas = SchemaRegistry(schema_registry, threading.Event())
-    return Checks(load(*definitions), schemas, state)
+    return Checks(plan, schemas, state)
 
 
 def _resend(letter: "Letter") -> "Resend":

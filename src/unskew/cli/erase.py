@@ -25,7 +25,7 @@ _SHOWN = 10
 @click.command()
 @click.argument("entity")
 @click.argument("keys", metavar="KEY...", nargs=-1, required=True)
-@settings.definitions
+@settings.some_definitions
 @settings.states
 @settings.log
 @settings.archive
@@ -57,18 +57,19 @@ def erase(
     """Remove one entity from Redis, state, log, archive and dead letters, and search for what is left of it.
 
     ENTITY is the entity's name in the definitions, KEY its key; an entity with several key columns takes a KEY for
-    each, in their order. Pipelines that use these folders must stand; the command refuses otherwise. It may be
-    interrupted at any point: the same command finishes the rest. If anything is left, it exits with 1.
+    each, in their order. Without --definitions, the log says how all views in it are computed. Pipelines that use these
+    folders must stand; the command refuses otherwise. It may be interrupted at any point: the same command finishes the
+    rest. If anything is left, it exits with 1.
 
     Entities whose keys contain the key (a user's shops, say) are removed with it. An archived event of the entity
     keeps its place and loses its content, except for what views of other entities read; what these have counted stays.
     Records that are still in Kafka come again if they are read again, and new ones begin the entity anew.
 
     \b
-    unskew erase user u-42 --definitions defs/ --state state --log log \\
-        --archive archive --redis-url redis://localhost:6379/0
+    unskew erase user u-42 --state state --log log --archive archive \\
+        --redis-url redis://localhost:6379/0
     """
-    from unskew.features.definitions.load import load
+    from unskew.cli.known import plan_of
     from unskew.features.keys import OneEntity
     from unskew.features.local import existing_folder
     from unskew.offline import erasing
@@ -81,7 +82,7 @@ def erase(
     from unskew.sinks.lease import EVERYTHING, Leases
     from unskew.sinks.redis.server import Server
 
-    plan = load(*definitions)
+    plan = plan_of(definitions, log, applied=False)
     one = OneEntity.of(_entity(entity, plan, log), keys)
     letters = archive.with_name("dead_letters") if dead_letters is None else dead_letters
     for state in states:

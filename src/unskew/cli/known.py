@@ -1,7 +1,7 @@
 """What is known of features where a command runs: from definitions, from a log, or from the registry in Redis."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from unskew.settings import REDIS_TIMEOUT_S
 
 if TYPE_CHECKING:
     from unskew.features.definitions.lineage import Model
-    from unskew.features.plan import StreamPlan
+    from unskew.features.plan import Plan, StreamPlan
     from unskew.features.registry import Published
     from unskew.features.revision import Revision
 
@@ -57,6 +57,33 @@ def known(definitions: tuple[Path, ...], log: Path | None, redis_url: str, prefi
         return Known(published=reader.published(), place=str(reader))
     finally:
         reader.close()
+
+
+def plan_of(
+    definitions: tuple[Path, ...], log: Path | None, registry: Path | None = None, *, applied: bool = True
+) -> "Plan":
+    """Return the plan of definitions or, without any, of the views of a log, as the log itself says they are computed.
+
+    ``registry``: the record, if it does not lie beside the log. ``applied``: leave out versions of the log that were
+    not applied last, as far as there is a record. Raises ``DefinitionError``, ``RequestError`` and ``LayoutError``.
+    """
+    if definitions:
+        from unskew.features.definitions.load import load
+
+        return load(*definitions)
+    if log is None:
+        raise RequestError("give --log, which says how its views are computed, or --definitions")
+    from unskew.features.local import existing_folder
+    from unskew.offline.logged_plan import logged_plan
+    from unskew.settings import record_of
+    from unskew.sinks.record import Record
+
+    existing_folder(log, "--log")
+    last = Record(record_of(registry, log)).last() if applied else None
+    if last is None:
+        return logged_plan(log)
+    on_demand = {one.name: one for one in last.content.on_demand}
+    return replace(logged_plan(log, last.content.by_id), on_demand=on_demand)
 
 
 def models_of(folder: Path) -> "list[Model]":

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from unskew.features.definitions.recorded import words_of
 from unskew.features.errors import RequestError, Stopped
 from unskew.features.plan import Plan, ViewPlan
 from unskew.features.revision import Revision
@@ -215,7 +216,7 @@ def _one(
     root = view_root(job.log, view.name, view.version)
     before = seeds.read(view, names[0])
     end = {0: Reached(offset=archive.offset_at(0, job.until_us), clock_us=job.until_us)}
-    with recorded_shards(root, names, view=view.published):
+    with recorded_shards(root, names, view=view.published, stream=words_of(view.stream)):
         seam = backfill(
             Backfill(
                 view=view,

@@ -319,9 +319,13 @@ def _shared(one: StreamPlan, other: StreamPlan) -> str | None:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Return true if two definitions say the same; ``==`` of Polars expressions does not give a truth value."""
+    """Return true if two definitions say the same; ``==`` of Polars expressions and frames gives no truth value."""
+    if one is other:
+        return True
     if isinstance(one, pl.Expr) or isinstance(other, pl.Expr):
         return isinstance(one, pl.Expr) and isinstance(other, pl.Expr) and one.meta.eq(other)
+    if isinstance(one, pl.LazyFrame) or isinstance(other, pl.LazyFrame):
+        return isinstance(one, pl.LazyFrame) and isinstance(other, pl.LazyFrame) and one.explain() == other.explain()
     if isinstance(one, msgspec.Struct):
         fields = one.__struct_fields__
         return type(one) is type(other) and all(_same(getattr(one, field), getattr(other, field)) for field in fields)

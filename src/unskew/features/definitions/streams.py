@@ -153,10 +153,11 @@ def planned_table(table: Table, faults: list[str]) -> StreamPlan | None:
     except DefinitionError as error:
         faults += error.faults
     paths = table.path if isinstance(table.path, (list, tuple)) else [table.path]
-    if not paths or not all(isinstance(one, (str, os.PathLike, pl.LazyFrame)) and one != "" for one in paths):
+    # A LazyFrame refuses to be compared.
+    if not paths or not all(isinstance(one, pl.LazyFrame) or _is_path(one) for one in paths):
         faults.append(f"path={shown(table.path)} is not a path; give one, a list of them, or a Polars LazyFrame")
     for one in paths:
-        if isinstance(one, (str, os.PathLike)) and one != "":
+        if _is_path(one):
             try:
                 local_path(one, "path")
             except RequestError as error:
@@ -204,6 +205,10 @@ def planned_table(table: Table, faults: list[str]) -> StreamPlan | None:
         path=table.path, arrival=table.arrival, delay_us=delay_us or 0, zone=table.zone, renamed=dict(columns)
     )
     return replace(plan, table=about)
+
+
+def _is_path(given: object) -> bool:
+    return isinstance(given, (str, os.PathLike)) and given != ""
 
 
 def is_known_format(stream: Stream) -> bool:

@@ -59,6 +59,8 @@ LEDGER = "ledger"
 """The entry of a shard's coverage that holds its late events and repeats."""
 DEFINITION = "view"
 """The entry, beside the list of shards, that holds the definition of a log's view."""
+STREAM = "stream"
+"""The entry, beside it, that holds the definition of the view's stream, as ``definitions.recorded`` gives it."""
 FIRST, EVENTS = "first", "events"
 """The entries of a partition's coverage in an archive: the offset of its first event, and how many there have been."""
 SEQUENCE, RUNS = "seq", "runs"
@@ -412,6 +414,15 @@ def read_definition(root: Path) -> View | None:
     """
     described = _read_list(shards_file(root)).get(DEFINITION)
     return None if described is None else parse_one(described, str(shards_file(root)))
+
+
+def read_stream(root: Path) -> Mapping[str, Any] | None:
+    """Read how the stream of the log at ``root`` was read when it was last written; None if it does not say.
+
+    Raises ``LayoutError`` if the file cannot be read.
+    """
+    found = _read_list(shards_file(root)).get(STREAM)
+    return found if isinstance(found, Mapping) else None
 
 
 def read_shards(root: Path) -> list[str]:
