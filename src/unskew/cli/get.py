@@ -167,10 +167,11 @@ def _compute(
     for name, its in judged.items():
         how = f"{its['status']}{', provisional' if its['provisional'] else ''}"
         heading.append(f"{name} {_as_of(its['as_of'])}  {how}")
-    table = Rows("feature", VALUE, prose("expression"), heading=heading)
-    for each in request.asked:
+    texts = [(each.feature.value or "") if isinstance(each, Demanded) else "" for each in request.asked]
+    table = Rows("feature", VALUE, *([prose("expression")] if any(texts) else []), heading=heading)
+    for each, text in zip(request.asked, texts, strict=True):
         name = shown_as[each.column]
-        table.add(name, shown(values[name]), (each.feature.value or "") if isinstance(each, Demanded) else "")
+        table.add(name, shown(values[name]), *([text] if any(texts) else []))
     Screen().print(table)
 
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
 
 
+_ANY_WIDTH = 1 << 16
+
+
 class Screen(Console):
     """A console that prints strings as they are: no markup, and escapes for what a terminal would obey.
 
@@ -35,6 +38,9 @@ class Screen(Console):
     @override
     def print(self, *objects: Any, **options: Any) -> None:
         options = {"crop": False, "soft_wrap": not self.is_terminal, **options}
+        if not self.is_terminal:
+            # Rich takes a file for a terminal of 80 columns.
+            options.setdefault("width", _ANY_WIDTH)
         super().print(*map(self._broken, objects), **options)
 
     @override

@@ -138,7 +138,7 @@ def audit(
     if refused:
         raise RequestError("\n".join(report.refusals))
     _refuse_too_late(report, ends_us, since_us)
-    _refuse_vacuous(report, online=redis_source is not None)
+    _refuse_vacuous(report, ends_us, online=redis_source is not None)
     return report
 
 
@@ -544,7 +544,7 @@ def _refuse_too_late(report: AuditReport, ends_us: Mapping[str, int], since_us: 
             )
 
 
-def _refuse_vacuous(report: AuditReport, *, online: bool) -> None:
+def _refuse_vacuous(report: AuditReport, ends_us: Mapping[str, int], *, online: bool) -> None:
     """Refuse a report that compared nothing, as a whole or for one view with events; the archive may be too short."""
     if not sum(view.non_empty for view in report.views):
         short = [f"{view.view}: {one}" for view in report.views for one in view.unaudited]
@@ -554,7 +554,12 @@ def _refuse_vacuous(report: AuditReport, *, online: bool) -> None:
         if not view.events or any(one.from_us is None for one in view.unaudited):
             continue
         if not view.samples:
-            raise RequestError(f"nothing of {view.view} was compared with its log: the sample is too small")
+            end_us = ends_us.get(view.view)
+            reach = "" if end_us is None else f", which is complete to {format_instant(end_us)}"
+            raise RequestError(
+                f"nothing of {view.view} was compared with its log{reach}: no instant that was drawn is known by then; let the "
+                "pipeline go on, or give more --samples. A partition that stands still holds its shards back"
+            )
         if online and not view.entities:
             raise RequestError(
                 f"nothing of {view.view} in Redis was compared: {view.ahead} values are past what the log has "

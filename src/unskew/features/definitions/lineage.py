@@ -18,6 +18,7 @@ from unskew.features.plan import StreamPlan
 from unskew.features.printing import pairs
 from unskew.features.registry import Published
 from unskew.features.service import Service
+from unskew.features.types import Type
 from unskew.features.view import View, ViewFeature
 
 Kind = Literal[
@@ -196,7 +197,7 @@ class Lineage:
         else:
             self._link(self._add("table", str(stream.table.path)), added, "read")
         for column, dtype in stream.columns.items():
-            self._column(added, name, column, str(dtype))
+            self._column(added, name, column, str(Type.of_values(dtype) or dtype))
         return added
 
     def _column(self, holder: str, named: str, column: str, dtype: str = "") -> str:
