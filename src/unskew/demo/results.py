@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
+from rich.text import Text
 
+from unskew.features.folding import Rows, number
 from unskew.features.plan import Plan, ViewPlan
 from unskew.features.time import format_instant
 from unskew.store import FeatureStore
@@ -31,7 +31,7 @@ def busy_households(lines: pl.DataFrame, n: int = N_HOUSEHOLDS) -> list[int]:
     return latest.head(n).to_list()
 
 
-def household_features(store: FeatureStore, plan: Plan, households: list[int]) -> Table:
+def household_features(store: FeatureStore, plan: Plan, households: list[int]) -> Rows:
     """Return the households' features as Redis holds them now, a column per household."""
     names = references(*(view for view in plan.views.values() if view.entity.name == "household"))
     rows = [{"household_id": household} for household in households]
@@ -62,7 +62,7 @@ def labels(lines: pl.DataFrame, *, before_ms: int, seed: int, n: int = N_LABELS)
     )
 
 
-def head(frame: pl.DataFrame, n: int = HEAD) -> Table:
+def head(frame: pl.DataFrame, n: int = HEAD) -> Rows:
     """Return the first rows, transposed: a line per column, a column per row."""
     n = min(n, frame.height)
     table = _Turned(f"Training set: the first {n} of {frame.height:,} rows", (f"row {row}" for row in range(n)))
@@ -71,7 +71,7 @@ def head(frame: pl.DataFrame, n: int = HEAD) -> Table:
     return table.table
 
 
-def summary(frame: pl.DataFrame) -> Table:
+def summary(frame: pl.DataFrame) -> Rows:
     """Return a line per column: type, nulls, and the range of its values."""
     table = _Turned("Training set: its columns", ("type", "nulls", "min", "mean", "max"))
     for name, dtype in frame.schema.items():
@@ -92,12 +92,8 @@ class _Turned:
     """A table with a line per column of a frame; the features of a view are grouped under its name."""
 
     def __init__(self, title: str, headings: Iterable[str]) -> None:
-        self.table = Table(
-            title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, show_edge=False
-        )
-        self.table.add_column("", no_wrap=True)
-        for heading in headings:
-            self.table.add_column(heading, justify="right", no_wrap=True)
+        self._headings = list(headings)
+        self.table = Rows("", *map(number, self._headings), heading=[Text(title, style="bold")])
         self._view = ""
 
     def add(self, name: str, *cells: str) -> None:
@@ -107,9 +103,9 @@ class _Turned:
             # A view of one feature, as in YAML.
             view = ""
         if view and view != self._view:
-            self.table.add_row(f"[bold]{view}[/]")
+            self.table.add(Text(view, style="bold"), *("" for _ in self._headings))
         self._view = view
-        self.table.add_row(f"  {feature}" if view else feature, *cells)
+        self.table.add(f"  {feature}" if view else feature, *cells)
 
 
 def _shown(value: Any) -> str:

@@ -189,7 +189,7 @@ def _offsets(table: Path, partition: str, offset: str) -> pl.DataFrame:
 def _show_features(console: Console, store: FeatureStore, plan: Plan, topics: Mapping[str, Topic]) -> None:
     households = results.busy_households(topics["transactions"].frame)
     console.print()
-    console.print(results.household_features(store, plan, households))
+    console.print(results.household_features(store, plan, households), crop=False)
 
 
 def _train(
@@ -205,8 +205,8 @@ def _train(
     took_s = time.monotonic() - began_s
     frame.write_parquet(folders.training_set)
     console.print()
-    console.print(results.head(frame))
-    console.print(results.summary(frame))
+    console.print(results.head(frame), crop=False)
+    console.print(results.summary(frame), crop=False)
     console.print(
         f"{frame.height:,} labels x {len(frame.columns) - len(wanted.columns)} features in {took_s:.1f} s: "
         f"{folders.training_set}",
