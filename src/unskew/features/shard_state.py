@@ -60,7 +60,9 @@ class ShardState:
         zero_when_empty = np.isin(features[:, w.F_READ], w.ZERO_WHEN_EMPTY)
         self._empty_present = np.bitwise_or.reduce(zero_when_empty.astype(np.int64) << np.arange(len(zero_when_empty)))
         accumulators = self._program.accumulators
-        self._in_table = accumulators[:, w.A_OP] == w.BAG
+        # Of a multiset, the items of totals and of tiles; of a wedge, the one that is found by its owner.
+        of_totals = np.isin(accumulators[:, w.A_OP], (w.BAG, w.MIN, w.MAX))
+        self._in_table = np.stack([of_totals, accumulators[:, w.A_OP] == w.BAG], axis=1).ravel()
         self._tally_items = most_tally_items(self._program)
         as_texts = {
             column for column in accumulators[accumulators[:, w.A_KIND] == w.TEXT, w.A_VALUE].tolist() if column >= 0
@@ -183,7 +185,7 @@ class ShardState:
 
     @property
     def n_items(self) -> int:
-        """The number of different codes, and of listed events, of all tiles and totals, with the items of tallies."""
+        """The number of different codes, and of listed events, of all tiles and totals, and of what is derived from them."""
         return int(self._state.scalars[w.S_ITEMS])
 
     @property
@@ -408,15 +410,16 @@ class ShardState:
 
         Events may add items and closed sessions.
         """
-        if self._program.n_bags:
+        lacked = int(self._state.scalars[w.S_LACKED])
+        if self._program.n_bags or lacked:
             # For each event one in a tile and one in the total; a tile's items again if they enter the total later.
             n_items = 2 * n_events * self._program.n_bags + (self.n_items if self._enters_late else 0)
             # Each item that enters a total may add some to its tally.
             n_items += (n_events + (self.n_items if self._enters_late else 0)) * self._tally_items
             # A full list briefly holds one more.
             n_items += 1
-            # A tally began in vain for lack of room.
-            self._reserve_items(n_items + int(self._state.scalars[w.S_LACKED]))
+            # A tally or a wedge began in vain for lack of room.
+            self._reserve_items(n_items + lacked)
             scalars = self._state.scalars
             scalars[w.S_SPARE], scalars[w.S_LACKED] = len(self._state.items) - self.n_items - n_items, 0
         if self._as_texts:
@@ -641,6 +644,7 @@ def new_state(program: Program, n_rows: int) -> State:
     scalars[w.S_NEXT_HOP] = w.FOREVER
     scalars[w.S_TILE_FREE] = w.NONE
     scalars[w.S_ITEM_FREE] = w.NONE
+    scalars[w.S_SPARE] = _MIN_ITEMS
     return State(
         scalars=scalars,
         entities=np.zeros((n_rows, program.entity_words), np.int64),

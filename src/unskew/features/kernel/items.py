@@ -77,14 +77,13 @@ def find(items, slots, owner, code):
 
 @compiled()
 def fill_slots(scalars, items, slots, in_table):
-    """Enter all items of multisets into an empty table.
+    """Enter all items that are found by owner and code into an empty table.
 
-    ``in_table``: true for the accumulators whose items are in it.
+    ``in_table``: for each accumulator, whether those of totals are in it, and those of tiles.
     """
-    n_accumulators = len(in_table)
     for item in range(scalars[w.S_ITEM_HIGH]):
         owner = items[item, w.ITEM_OWNER]
-        if owner == w.NONE or not in_table[(owner >> 1) % n_accumulators]:
+        if owner == w.NONE or not in_table[owner % len(in_table)]:
             continue
         slot = _slot(slots, owner, items[item, w.ITEM_CODE])
         items[item, w.ITEM_CHAIN] = slots[slot]

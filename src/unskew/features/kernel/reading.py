@@ -201,7 +201,7 @@ def _read_more(program, state, entity, index, count, values):
         rank = max(np.int64(1), np.int64(math.ceil(program.constants[features[index, w.F_QUANTILE]] * count)))
         values[out] = _quantile(program, state, entity, index, rank)
     elif kind == w.READ_LIST:
-        _list(program, state, entity, index, values)
+        _list(program, state, entity, index, count, values)
     else:
         _map(program, state, entity, index, values)
     return True
@@ -419,11 +419,12 @@ def _decayed(program, state, entity, index):
 
 
 @inner()
-def _list(program, state, entity, index, values):
+def _list(program, state, entity, index, count, values):
     """Read the first items of the tiles' lists, from the newest tile backward or from the oldest forward."""
     features = program.features
     window = features[index, w.F_WINDOW]
-    most = features[index, w.F_MOST_ITEMS]
+    # Where fewer are counted, no tile is read in search of more.
+    most = min(features[index, w.F_MOST_ITEMS], count)
     out = features[index, w.F_OUT]
     word = _in_tile(program, window, features[index, w.F_WORD])
     latest = features[index, w.F_LATEST] == 1

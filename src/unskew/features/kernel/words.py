@@ -105,6 +105,8 @@ MARK_DIRTY, MARK_DEAD = 1, 2
 # The marks of windows that the open instant has touched: a bit for each, the last one for all windows from there on.
 MARK_WINDOWS, N_WINDOW_MARKS = 4, 60
 ALL_WINDOWS = ((1 << N_WINDOW_MARKS) - 1) * MARK_WINDOWS
+# The entity has, or has had, a wedge (``wedges``).
+MARK_WEDGE = 1 << 62
 
 # Columns of ``touched``: the entity row, its causes, and the last event applied at the open instant.
 T_ROW, T_CAUSE, T_EVENT_TIME, T_PARTITION, T_OFFSET, N_T_COLUMNS = range(6)
@@ -133,3 +135,8 @@ N_RANKS = 66
 # until it has as few as the second.
 TALLY_RANKS = -1
 TALLY_FROM, TALLY_UNTIL = 64, 32
+
+# A wedge begins when more tiles than these were read to find a least or greatest value.
+WEDGE_FROM = 32
+# Words of the item of a wedge that is found by its owner: the wedge's first and last element, NONE if it has none.
+WEDGE_FIRST, WEDGE_LAST = ITEM_WORDS, ITEM_WORDS + 1
