@@ -148,7 +148,7 @@ def in_use(state: ShardState) -> int:
     arrays = state._state  # noqa: SLF001 - nothing says it in public
     item = arrays.items.itemsize * arrays.items.shape[1]
     # An item of a multiset also takes about two slots of its hash table.
-    slots = 2 * arrays.slots.itemsize if state._in_table[1::2].any() else 0  # noqa: SLF001
+    slots = 2 * arrays.slots.itemsize if state._in_table.any() else 0  # noqa: SLF001
     return (
         len(state) * arrays.entities.itemsize * arrays.entities.shape[1]
         + state.n_tiles * arrays.tiles.itemsize * arrays.tiles.shape[1]

@@ -1,11 +1,11 @@
 """Measure ``min`` and ``max`` of one hot entity whose values rise, fall or are random: nanoseconds per event.
 
-    python benchmarks/bench_extremes.py [--beside SRC] [--rounds 3]
+    python benchmarks/bench_extremes.py [--beside SRC] [--rounds 3] [--tiles 28] [--values falling]
 
-A view has ``count``, or also the maximum or minimum of a float, over 28 or 4,800 tiles of 1 s, with one event in
-each second, up to three seconds late. So every hop makes a tile leave, and where the extreme has been at the oldest tile all the time
-(the maximum of falling values, the minimum of rising ones), another one is looked for every time. Only events that find
-a full window count.
+A view has ``count``, or also the maximum or minimum of a float, over 28 or 4,800 tiles of 1 s, with one event in each
+second, up to three seconds late. So every hop makes a tile leave; where that one always held the answer (the maximum of
+falling values, the minimum of rising ones), another answer is looked for every time. Only events that find a full
+window count.
 
 Times are processor time of ``ShardState.apply``, in steps of 5,000 events, least of the rounds. "memory" is what the
 state's items take, for each tile. ``--beside SRC`` runs each case with the package of another checkout's ``src`` too,
@@ -91,6 +91,8 @@ def in_a_process(case: list[str], src: Path | None) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--beside", type=Path, metavar="SRC", help="the src of another checkout")
+    parser.add_argument("--tiles", type=int, nargs="+", default=TILES)
+    parser.add_argument("--values", nargs="+", choices=VALUES, default=VALUES)
     parser.add_argument("--rounds", type=int, default=3, help="runs of each case")
     parser.add_argument("--case", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -104,8 +106,8 @@ def main() -> None:
     print(
         "| tiles | values | aggregation | ns/event | memory a tile | other ns/event | ratio |\n|---|---|---|---|---|---|---|"
     )
-    for n_tiles in TILES:
-        for values in VALUES:
+    for n_tiles in given.tiles:
+        for values in given.values:
             for what in WHAT:
                 case = [str(n_tiles), values, what]
                 mine, others = [], []

@@ -60,9 +60,7 @@ class ShardState:
         zero_when_empty = np.isin(features[:, w.F_READ], w.ZERO_WHEN_EMPTY)
         self._empty_present = np.bitwise_or.reduce(zero_when_empty.astype(np.int64) << np.arange(len(zero_when_empty)))
         accumulators = self._program.accumulators
-        # Of a multiset, the items of totals and of tiles; of a wedge, the one that is found by its owner.
-        of_totals = np.isin(accumulators[:, w.A_OP], (w.BAG, w.MIN, w.MAX))
-        self._in_table = np.stack([of_totals, accumulators[:, w.A_OP] == w.BAG], axis=1).ravel()
+        self._in_table = accumulators[:, w.A_OP] == w.BAG
         self._tally_items = most_tally_items(self._program)
         as_texts = {
             column for column in accumulators[accumulators[:, w.A_KIND] == w.TEXT, w.A_VALUE].tolist() if column >= 0
@@ -109,7 +107,9 @@ class ShardState:
         rows = self._rows_of(stored.keys, len(stored.tiles.entity))
         self._texts = Directory.of_rows(stored.text_lengths, stored.text_bytes)
         self._show_texts()
-        self._reserve_items(2 * len(stored.tiles.items))
+        n_items = len(stored.tiles.items)
+        # Each may be in a total too, and those of a total may have a ranking.
+        self._reserve_items(2 * n_items + n_items // w.RANKING_FROM)
         state_bytes.restore(stored, self._program, self._state, rows)
 
     def without(self, gone: Callable[[pl.Series], pl.Series]) -> "ShardState":
@@ -185,7 +185,7 @@ class ShardState:
 
     @property
     def n_items(self) -> int:
-        """The number of different codes, and of listed events, of all tiles and totals, and of what is derived from them."""
+        """The number of different codes and listed events, of all tiles and totals, and of what is kept beside them."""
         return int(self._state.scalars[w.S_ITEMS])
 
     @property
@@ -644,7 +644,7 @@ def new_state(program: Program, n_rows: int) -> State:
     scalars[w.S_NEXT_HOP] = w.FOREVER
     scalars[w.S_TILE_FREE] = w.NONE
     scalars[w.S_ITEM_FREE] = w.NONE
-    scalars[w.S_SPARE] = _MIN_ITEMS
+    scalars[w.S_SPARE] = 0 if program.n_bags else _MIN_ITEMS
     return State(
         scalars=scalars,
         entities=np.zeros((n_rows, program.entity_words), np.int64),

@@ -70,9 +70,9 @@ def _rows(values, seed):
 
 
 def _n_wedges(state):
-    """The number of items that only wedges have: those owned by an accumulator of least or greatest values."""
+    """The number of elements of wedges: items owned by an accumulator of least or greatest values."""
     items = state._state.items[: state._state.scalars[w.S_ITEM_HIGH]]
-    owners = items[items[:, w.ITEM_OWNER] != w.NONE, w.ITEM_OWNER]
+    owners = items[items[:, w.ITEM_OWNER] > w.NONE, w.ITEM_OWNER]
     ops = state._program.accumulators[(owners >> 1) % len(state._program.accumulators), w.A_OP]
     return int(((ops == w.MIN) | (ops == w.MAX)).sum())
 

@@ -1,4 +1,4 @@
-"""Wedges: which tiles can still come to hold the least or greatest value of a window, so that no leaving tile costs all.
+"""Wedges: which tiles can still come to hold a window's least or greatest value, so that no leaving tile costs all.
 
 A tile cannot if a later one has a value as good, because it leaves earlier. The others, from old to new, have ever
 worse values: a monotone wedge (Lemire, "Streaming maximum-minimum filter using no more than three comparisons per
@@ -10,9 +10,8 @@ that it covers shortens it to the tiles before that one. So a change costs no mo
 its tile in the list, and every other tile is read once.
 
 It is derived from the tiles and not stored. It begins when more than ``WEDGE_FROM`` tiles were read for an answer, and
-ends with the last value. It consists of items: one found by its owner, an accumulator of a total, whose ``ITEM_COUNT``
-is the number of the last tile that it covers, and a list of elements, with a tile's number as code and its value as
-count.
+ends with the last value. It consists of items: one beside the total, whose ``ITEM_COUNT`` is the number of the last
+tile that it covers, and a list of elements, with a tile's number as code and its value as count.
 """
 
 import numpy as np
@@ -20,15 +19,17 @@ import numpy as np
 from unskew.features.jit import inlined, inner
 from unskew.features.kernel import words as w
 from unskew.features.kernel.bags import total_owner
-from unskew.features.kernel.items import enter, find, free_item, new_item, unchain
-from unskew.features.kernel.reading import text_before
+from unskew.features.kernel.comparing import text_before
+from unskew.features.kernel.items import beside, enter, find, free_item, new_item, unchain
 
 
 @inlined()
 def goes_before(state, op, kind, number, held):
     """Return true if a number replaces the least (MIN) or greatest (MAX) one so far."""
     if kind == w.TEXT:
-        return text_before(state, number, held) if op == w.MIN else text_before(state, held, number)
+        if op == w.MAX:
+            number, held = held, number
+        return text_before(state.text_records, state.text_pool, number, held)
     return number < held if op == w.MIN else number > held
 
 
@@ -45,7 +46,7 @@ def begin(program, state, entity, index):
     if scalars[w.S_LACKED] > 0 or scalars[w.S_SPARE] < 1:
         _note_lack(state, entity)
         return
-    wedge = enter(scalars, items, state.slots, total_owner(program, entity, index), np.int64(0))
+    wedge = enter(scalars, items, state.slots, beside(total_owner(program, entity, index)), np.int64(0))
     scalars[w.S_SPARE] -= 1
     items[wedge, w.ITEM_COUNT] = w.NEVER
     items[wedge, w.WEDGE_FIRST] = w.NONE
@@ -57,7 +58,7 @@ def begin(program, state, entity, index):
 def shorten(program, state, entity, index, number):
     """Take note that the tile of this number has a better value than before."""
     items = state.items
-    wedge = find(items, state.slots, total_owner(program, entity, index), np.int64(0))
+    wedge = find(items, state.slots, beside(total_owner(program, entity, index)), np.int64(0))
     if wedge == w.NONE or items[wedge, w.ITEM_COUNT] < number:
         return
     while items[wedge, w.WEDGE_LAST] != w.NONE and items[items[wedge, w.WEDGE_LAST], w.ITEM_CODE] >= number:
@@ -72,7 +73,7 @@ def best_of_others(program, state, entity, window, index, left):
     Without a value the wedge ends; it also ends if there is no room for its elements.
     """
     items = state.items
-    wedge = find(items, state.slots, total_owner(program, entity, index), np.int64(0))
+    wedge = find(items, state.slots, beside(total_owner(program, entity, index)), np.int64(0))
     if wedge == w.NONE:
         return False, np.int64(0)
     while items[wedge, w.WEDGE_FIRST] != w.NONE and items[items[wedge, w.WEDGE_FIRST], w.ITEM_CODE] <= left:
@@ -130,8 +131,8 @@ def _put_between(state, wedge, before, after, number, value):
     items = state.items
     element = new_item(state.scalars, items)
     state.scalars[w.S_SPARE] -= 1
-    # The owner of a tile's items would be odd, and this accumulator has none in tiles.
-    items[element, w.ITEM_OWNER] = items[wedge, w.ITEM_OWNER] + 1
+    # The accumulator itself, which has no other items.
+    items[element, w.ITEM_OWNER] = beside(items[wedge, w.ITEM_OWNER])
     items[element, w.ITEM_CODE] = number
     items[element, w.ITEM_COUNT] = value
     items[element, w.ITEM_PREVIOUS] = before
