@@ -8,6 +8,7 @@ NAMES = (
     "bench_compile",
     "bench_kernel",
     "bench_aggregations",
+    "bench_extremes",
     "bench_decode",
     "bench_pipeline",
     "bench_latency",

@@ -107,7 +107,9 @@ class ShardState:
         rows = self._rows_of(stored.keys, len(stored.tiles.entity))
         self._texts = Directory.of_rows(stored.text_lengths, stored.text_bytes)
         self._show_texts()
-        self._reserve_items(2 * len(stored.tiles.items))
+        n_items = len(stored.tiles.items)
+        # Each may be in a total too, and those of a total may have a ranking.
+        self._reserve_items(2 * n_items + n_items // w.RANKING_FROM)
         state_bytes.restore(stored, self._program, self._state, rows)
 
     def without(self, gone: Callable[[pl.Series], pl.Series]) -> "ShardState":
@@ -183,7 +185,7 @@ class ShardState:
 
     @property
     def n_items(self) -> int:
-        """The number of different codes, and of listed events, of all tiles and totals, with the items of tallies."""
+        """The number of different codes and listed events, of all tiles and totals, and of what is kept beside them."""
         return int(self._state.scalars[w.S_ITEMS])
 
     @property
@@ -408,15 +410,16 @@ class ShardState:
 
         Events may add items and closed sessions.
         """
-        if self._program.n_bags:
+        lacked = int(self._state.scalars[w.S_LACKED])
+        if self._program.n_bags or lacked:
             # For each event one in a tile and one in the total; a tile's items again if they enter the total later.
             n_items = 2 * n_events * self._program.n_bags + (self.n_items if self._enters_late else 0)
             # Each item that enters a total may add some to its tally.
             n_items += (n_events + (self.n_items if self._enters_late else 0)) * self._tally_items
             # A full list briefly holds one more.
             n_items += 1
-            # A tally began in vain for lack of room.
-            self._reserve_items(n_items + int(self._state.scalars[w.S_LACKED]))
+            # A tally or a wedge began in vain for lack of room.
+            self._reserve_items(n_items + lacked)
             scalars = self._state.scalars
             scalars[w.S_SPARE], scalars[w.S_LACKED] = len(self._state.items) - self.n_items - n_items, 0
         if self._as_texts:
@@ -641,6 +644,7 @@ def new_state(program: Program, n_rows: int) -> State:
     scalars[w.S_NEXT_HOP] = w.FOREVER
     scalars[w.S_TILE_FREE] = w.NONE
     scalars[w.S_ITEM_FREE] = w.NONE
+    scalars[w.S_SPARE] = 0 if program.n_bags else _MIN_ITEMS
     return State(
         scalars=scalars,
         entities=np.zeros((n_rows, program.entity_words), np.int64),

@@ -43,6 +43,7 @@ from unskew.features.kernel.engine import current, reset_rows, run, take_dead
 from unskew.features.kernel.items import fill_slots
 from unskew.features.kernel.program import Program
 from unskew.features.kernel.repeats import _forget, _join, _new_queue, _remember, _split
+from unskew.features.kernel.results import take_items
 from unskew.features.kernel.state import Batch
 from unskew.features.kernel.state_bytes import Tiles, _collect, _hang
 from unskew.features.shard_state import new_rows, new_state
@@ -119,6 +120,7 @@ def entries() -> list[list[Entry]]:
         Entry.of(_hash_keys, shown, shown_octets, hashes),
         Entry.of(_take_apart, hashes, 0, ints),
         Entry.of(take_dead, state, narrow),
+        Entry.of(take_items, tables, 1, 2, ints, ints),
         Entry.of(reset_rows, program, state.entities, narrow, ints, np.int64(w.NONE)),
         Entry.of(fill_slots, state.scalars, state.items, state.slots, marks),
     ]  # fmt: skip

@@ -18,7 +18,7 @@ from unskew.features.kernel.bags import (
 )
 from unskew.features.kernel.event_order import event_of, load_event, store_event
 from unskew.features.kernel.grid import ordinal
-from unskew.features.kernel.reading import text_before
+from unskew.features.kernel.wedges import begin, best_of_others, goes_before, has_wedges, shorten
 
 
 @inlined()
@@ -56,16 +56,10 @@ def add_event(program, state, batch, event, window, cells, cell, base, owned):
         if op == w.LAST:
             if first or event_of(batch, event) > load_event(cells, cell, base + word):
                 _keep_event(batch, event, cells, cell, base + word, number)
-        elif first or _goes_before(state, op, kind, number, cells[cell, base + word]):
+        elif first or goes_before(state, op, kind, number, cells[cell, base + word]):
             cells[cell, base + word] = number
-
-
-@inlined()
-def _goes_before(state, op, kind, number, held):
-    """Return true if a number replaces the least (MIN) or greatest (MAX) one so far."""
-    if kind == w.TEXT:
-        return text_before(state, number, held) if op == w.MIN else text_before(state, held, number)
-    return number < held if op == w.MIN else number > held
+            if owned == 1 and has_wedges(state, state.tiles[cell, w.TILE_ROW]):
+                shorten(program, state, state.tiles[cell, w.TILE_ROW], index, state.tiles[cell, w.TILE_NUMBER])
 
 
 @inlined()
@@ -216,7 +210,7 @@ def _merge_ordered(state, op, kind, word, entity, total, tile, first):
     entities = state.entities
     tiles = state.tiles
     if op in (w.MIN, w.MAX):
-        if first or _goes_before(state, op, kind, tiles[tile, w.TILE_WORDS + word], entities[entity, total + word]):
+        if first or goes_before(state, op, kind, tiles[tile, w.TILE_WORDS + word], entities[entity, total + word]):
             entities[entity, total + word] = tiles[tile, w.TILE_WORDS + word]
         return
     later = first or load_event(tiles, tile, w.TILE_WORDS + word) > load_event(entities, entity, total + word)
@@ -262,7 +256,7 @@ def subtract_tile(program, state, entity, window, tile):
 
 @inner()
 def _subtract_ordered(program, state, entity, window, tile, index):
-    """If the leaving tile held the answer, read it again from the tiles that stay."""
+    """If the leaving tile held the answer, read it from the tiles that stay."""
     accumulators = program.accumulators
     entities = state.entities
     tiles = state.tiles
@@ -276,18 +270,29 @@ def _subtract_ordered(program, state, entity, window, tile, index):
         if entities[entity, total + place] != tiles[tile, w.TILE_WORDS + place]:
             return
     kind = accumulators[index, w.A_KIND]
-    first = True
-    # Tiles are in the order of time, so the first one that has an event has the first event, and from the end the last.
     by_time = op in (w.LAST, w.FIRST) or kind == w.TIME
+    if not by_time and has_wedges(state, entity):
+        found, best = best_of_others(program, state, entity, window, index, tiles[tile, w.TILE_NUMBER])
+        if found:
+            entities[entity, total + word] = best
+            return
+    if entities[entity, total + count_word] == 0:
+        return
+    first = True
+    n_read = 0
+    # Tiles are in the order of time, so the first one that has an event has the first event, and from the end the last.
     from_end = by_time and op in (w.LAST, w.MAX)
     other = entities[entity, program.windows[window, w.W_NEWEST if from_end else w.W_OLDEST]]
     while other != w.NONE:
+        n_read += 1
         if tiles[other, w.TILE_WORDS + count_word] > 0:
             _merge_ordered(state, op, kind, word, entity, total, other, first)
             if by_time:
-                break
+                return
             first = False
         other = tiles[other, w.TILE_PREVIOUS if from_end else w.TILE_NEXT]
+    if n_read > w.WEDGE_FROM:
+        begin(program, state, entity, index)
 
 
 @compiled()

@@ -12,6 +12,7 @@ from unskew.features.kernel import words as w
 from unskew.features.kernel.arithmetic import add_limbs, load_limbs, negate
 from unskew.features.kernel.event_order import load_event, store_event
 from unskew.features.kernel.items import enter, find, free_item, new_item, unchain
+from unskew.features.kernel.rankings import rank_less, rank_more
 from unskew.features.kernel.tallies import note
 
 
@@ -75,7 +76,9 @@ def put(state, cells, cell, word, owner, tally, code, count, low, mid, high):
         came = np.int64(1)
     items[item, w.ITEM_COUNT] += count
     add_limbs(items, item, w.ITEM_WORDS, low, mid, high)
-    if tally != 0:
+    if tally <= w.TALLY_RANKING:
+        rank_more(state, cells, cell, word, owner, tally, item, low, mid, high)
+    elif tally != 0:
         note(state, cells, cell, word, owner, tally, code, count, came)
 
 
@@ -102,17 +105,19 @@ def subtract_bag(state, cells, cell, word, owner, tally, first):
         held = find(items, slots, owner, code)
         items[held, w.ITEM_COUNT] -= count
         gone = items[held, w.ITEM_COUNT] == 0
+        low, mid, high = load_limbs(items, item, w.ITEM_WORDS)
+        low, mid, high = negate(low, mid, high)
+        if tally <= w.TALLY_RANKING:
+            rank_less(state, cells, cell, word, owner, tally, held, low, mid, high)
         if gone:
             _unlink(items, held, cells, cell, word)
             unchain(items, slots, held)
             free_item(scalars, items, held)
         else:
-            low, mid, high = load_limbs(items, item, w.ITEM_WORDS)
-            low, mid, high = negate(low, mid, high)
             add_limbs(items, held, w.ITEM_WORDS, low, mid, high)
         unchain(items, slots, item)
         free_item(scalars, items, item)
-        if tally != 0:
+        if tally > w.TALLY_RANKING and tally != 0:
             note(state, cells, cell, word, owner, tally, code, -count, np.int64(-1) if gone else np.int64(0))
         item = following
 

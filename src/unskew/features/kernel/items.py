@@ -20,6 +20,12 @@ def _slot(slots, owner, code):
 
 
 @inlined()
+def beside(owner):
+    """Return the owner of what is kept beside a total's items: below those of all cells, and always in the table."""
+    return w.NONE - 1 - owner
+
+
+@inlined()
 def new_item(scalars, items):
     item = scalars[w.S_ITEM_FREE]
     if item != w.NONE:
@@ -77,14 +83,14 @@ def find(items, slots, owner, code):
 
 @compiled()
 def fill_slots(scalars, items, slots, in_table):
-    """Enter all items of multisets into an empty table.
+    """Enter all items that are found by owner and code into an empty table.
 
-    ``in_table``: true for the accumulators whose items are in it.
+    ``in_table``: true for the accumulators whose own items are in it.
     """
     n_accumulators = len(in_table)
     for item in range(scalars[w.S_ITEM_HIGH]):
         owner = items[item, w.ITEM_OWNER]
-        if owner == w.NONE or not in_table[(owner >> 1) % n_accumulators]:
+        if owner == w.NONE or (owner > w.NONE and not in_table[(owner >> 1) % n_accumulators]):
             continue
         slot = _slot(slots, owner, items[item, w.ITEM_CODE])
         items[item, w.ITEM_CHAIN] = slots[slot]

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unskew.features.kernel import words as w
+from unskew.features.kernel.rankings import most_ranked, ranking_tally
 from unskew.features.plan import MAX_FEATURES, FeaturePlan, ViewPlan
 from unskew.features.time import unit_boundaries
 from unskew.features.view import ViewWindow
@@ -92,6 +93,10 @@ class _Cells:
             count_word = self.place(w.COUNT, filter_, value, by)
         key = (op, filter_, value, by, size)
         if key in self._words:
+            if tally < 0:
+                # Features may read rankings of several lengths from one accumulator: the longest has them all.
+                row = next(row for row in self.rows if row[w.A_WORD] == self._words[key])
+                row[w.A_TALLY] = min(row[w.A_TALLY], tally)
             return self._words[key]
         word = self.n_words
         self.n_words += size if op == w.BUCKETS else w.ACCUMULATOR_WORDS[op]
@@ -163,6 +168,14 @@ def value_width(feature: FeaturePlan) -> int:
             return 1 + len(feature.parameters["edges"]) + 1
         case _:
             return 1
+
+
+def _n_ranked(feature: FeaturePlan) -> int:
+    """Return how many of its most frequent codes a feature reads at most."""
+    if feature.by >= 0:
+        # One more, because the key of all others is passed over.
+        return int(feature.parameters["keys"]) + 1
+    return {"mode": 1, "top_k": feature.parameters.get("n", 0)}.get(feature.function, 0)
 
 
 def lower(view: ViewPlan) -> tuple[Program, tuple[Column, ...]]:
@@ -261,8 +274,11 @@ class _Lowering:
         row = np.zeros(w.N_F_COLUMNS, np.int64)
         row[w.F_READ], row[w.F_KIND], row[w.F_SCALE], row[w.F_WINDOW] = read, kind, scale, feature.window
         row[w.F_MOST_ITEMS] = parameters.get("n", 0) if by < 0 else parameters.get("keys", 0)
-        self._chosen_words = max(self._chosen_words, int(row[w.F_MOST_ITEMS]))
         size = tally = 0
+        n_ranked = _n_ranked(feature)
+        if n_ranked:
+            tally = ranking_tally(n_ranked, w.TEXT if by >= 0 else kind)
+            self._chosen_words = max(self._chosen_words, most_ranked(tally))
         match feature.function:
             case "first_n" | "last_n":
                 size = parameters["n"]

@@ -22,45 +22,13 @@ from unskew.features.kernel.arithmetic import (
     to_int,
 )
 from unskew.features.kernel.bags import first_item, total_owner
-from unskew.features.kernel.directory import R_LENGTH, R_START
+from unskew.features.kernel.comparing import is_other
 from unskew.features.kernel.grid import ordinal
+from unskew.features.kernel.rankings import comes_before, ranking_of, select
 from unskew.features.kernel.tallies import is_tallied, tallied_bin, tallied_ranks
 
 _LAST_PLAIN = w.READ_VALUE
 _HALF_OVER_LN_2 = 0.7213475204444817
-_OTHER = np.frombuffer(b"other", np.uint8)
-
-
-@inner()
-def text_before(state, left, right):
-    """Return true if one text comes before another, by their UTF-8 bytes."""
-    n_left, n_right = state.text_records[left, R_LENGTH], state.text_records[right, R_LENGTH]
-    at_left, at_right = state.text_records[left, R_START], state.text_records[right, R_START]
-    for index in range(min(n_left, n_right)):
-        one, other = state.text_pool[at_left + index], state.text_pool[at_right + index]
-        if one != other:
-            return one < other
-    return n_left < n_right
-
-
-@inner()
-def _is_other(state, text):
-    if state.text_records[text, R_LENGTH] != len(_OTHER):
-        return False
-    for index in range(len(_OTHER)):
-        if state.text_pool[state.text_records[text, R_START] + index] != _OTHER[index]:
-            return False
-    return True
-
-
-@inner()
-def _code_before(state, kind, left, right):
-    """Return true if one code's value is smaller."""
-    if kind == w.TEXT:
-        return text_before(state, left, right)
-    if kind == w.FLOAT:
-        return ordered_bits(left) < ordered_bits(right)
-    return left < right
 
 
 @inlined()
@@ -189,10 +157,9 @@ def _read_more(program, state, entity, index, count, values):
         bits = _variance(state, entity, word, features[index, w.F_SQUARES], count, ddof, features[index, w.F_SCALE])
         values[out] = as_bits(math.sqrt(as_float(bits))) if kind == w.READ_STD else bits
     elif kind == w.READ_MODE:
-        values[out] = _mode(state, first_item(entities, entity, word), features[index, w.F_KIND])
+        values[out] = _mode(program, state, entity, index)
     elif kind == w.READ_TOP:
-        first = first_item(entities, entity, word)
-        _top(state, first, features[index, w.F_KIND], features[index, w.F_MOST_ITEMS], values, out)
+        _top(program, state, entity, index, values)
     elif kind == w.READ_BUCKETS:
         values[out] = features[index, w.F_BUCKETS]
         for bucket in range(features[index, w.F_BUCKETS]):
@@ -201,55 +168,59 @@ def _read_more(program, state, entity, index, count, values):
         rank = max(np.int64(1), np.int64(math.ceil(program.constants[features[index, w.F_QUANTILE]] * count)))
         values[out] = _quantile(program, state, entity, index, rank)
     elif kind == w.READ_LIST:
-        _list(program, state, entity, index, values)
+        _list(program, state, entity, index, count, values)
     else:
-        _map(program, state, entity, index, values)
+        _map(program, state, entity, index, count, values)
     return True
 
 
 @inner()
-def _mode(state, item, kind):
+def _ranking(program, state, entity, index):
+    """Return the ranking that a feature reads, NONE if its multiset is too small for one."""
+    accumulator = program.features[index, w.F_ACCUMULATOR]
+    owner = total_owner(program, entity, accumulator)
+    word = program.features[index, w.F_WORD]
+    return ranking_of(state, state.entities, entity, word, owner, program.accumulators[accumulator, w.A_TALLY])
+
+
+@inner()
+def _mode(program, state, entity, index):
     items = state.items
+    kind = program.features[index, w.F_KIND]
+    is_ranked = _ranking(program, state, entity, index) != w.NONE
+    item = first_item(state.entities, entity, program.features[index, w.F_WORD])
     best = item
-    while item != w.NONE:
-        if items[item, w.ITEM_COUNT] > items[best, w.ITEM_COUNT] or (
-            items[item, w.ITEM_COUNT] == items[best, w.ITEM_COUNT]
-            and _code_before(state, kind, items[item, w.ITEM_CODE], items[best, w.ITEM_CODE])
-        ):
+    while item != w.NONE and not is_ranked:
+        if comes_before(state, kind, item, best):
             best = item
         item = items[item, w.ITEM_NEXT]
     return items[best, w.ITEM_CODE]
 
 
-@inner()
-def _select(state, item, kind, size, skip_other):
-    """Write the most frequent ``size`` items into ``chosen`` and return their number; ties go to the smaller code."""
-    items = state.items
-    chosen = state.chosen
-    n_chosen = 0
-    while item != w.NONE:
-        if not (skip_other and _is_other(state, items[item, w.ITEM_CODE])):
-            place = n_chosen
-            while place > 0:
-                other = chosen[place - 1]
-                more = items[item, w.ITEM_COUNT] - items[other, w.ITEM_COUNT]
-                if more < 0 or (
-                    more == 0 and not _code_before(state, kind, items[item, w.ITEM_CODE], items[other, w.ITEM_CODE])
-                ):
-                    break
-                if place < size:
-                    chosen[place] = other
-                place -= 1
-            if place < size:
-                chosen[place] = item
-                n_chosen = min(n_chosen + 1, size)
-        item = items[item, w.ITEM_NEXT]
+@inlined()
+def _choose(state, ranking, first, kind, size):
+    """Write the most frequent ``size`` items into ``chosen`` and return their number; ties go to the smaller code.
+
+    ``first``: the first item of the multiset, ``ranking``: its ranking or NONE.
+    """
+    n_chosen = np.int64(0)
+    if ranking == w.NONE:
+        n_chosen = select(state, first, kind, size)
+    else:
+        while first != w.NONE and n_chosen < size:
+            state.chosen[n_chosen] = first
+            n_chosen += 1
+            first = state.items[first, w.ITEM_NEXT]
     return n_chosen
 
 
 @inner()
-def _top(state, item, kind, size, values, out):
-    n_chosen = _select(state, item, kind, size, np.bool_(False))
+def _top(program, state, entity, index, values):
+    features = program.features
+    out = features[index, w.F_OUT]
+    ranking = _ranking(program, state, entity, index)
+    first = first_item(state.entities, entity, features[index, w.F_WORD])
+    n_chosen = _choose(state, ranking, first, features[index, w.F_KIND], features[index, w.F_MOST_ITEMS])
     values[out] = n_chosen
     for place in range(n_chosen):
         values[out + 1 + place] = state.items[state.chosen[place], w.ITEM_CODE]
@@ -419,11 +390,12 @@ def _decayed(program, state, entity, index):
 
 
 @inner()
-def _list(program, state, entity, index, values):
+def _list(program, state, entity, index, count, values):
     """Read the first items of the tiles' lists, from the newest tile backward or from the oldest forward."""
     features = program.features
     window = features[index, w.F_WINDOW]
-    most = features[index, w.F_MOST_ITEMS]
+    # Where fewer are counted, no tile is read in search of more.
+    most = min(features[index, w.F_MOST_ITEMS], count)
     out = features[index, w.F_OUT]
     word = _in_tile(program, window, features[index, w.F_WORD])
     latest = features[index, w.F_LATEST] == 1
@@ -443,35 +415,31 @@ def _list(program, state, entity, index, values):
 
 
 @inner()
-def _map(program, state, entity, index, values):
+def _map(program, state, entity, index, count, values):
     """Read pairs of the most frequent keys and their values, and as the last pair all other keys combined."""
     features = program.features
     items = state.items
     out = features[index, w.F_OUT]
+    most = features[index, w.F_MOST_ITEMS]
+    ranking = _ranking(program, state, entity, index)
     first = first_item(state.entities, entity, features[index, w.F_WORD])
-    n_chosen = _select(state, first, w.TEXT, features[index, w.F_MOST_ITEMS], np.bool_(True))
-    count = np.int64(0)
-    low, mid, high = uint64(0), uint64(0), uint64(0)
-    item = first
-    n_items = 0
-    while item != w.NONE:
-        n_items += 1
-        count += items[item, w.ITEM_COUNT]
-        item_low, item_mid, item_high = load_limbs(items, item, w.ITEM_WORDS)
-        low, mid, high = add(low, mid, high, item_low, item_mid, item_high)
-        item = items[item, w.ITEM_NEXT]
+    n_chosen = _choose(state, ranking, first, np.int64(w.TEXT), most + 1)
+    low, mid, high = load_limbs(items, ranking, w.ITEM_WORDS) if ranking != w.NONE else _sum_of(items, first)
+    n_pairs = 0
     for place in range(n_chosen):
         item = state.chosen[place]
+        if n_pairs == most or is_other(state.text_records, state.text_pool, items[item, w.ITEM_CODE]):
+            continue
         item_low, item_mid, item_high = load_limbs(items, item, w.ITEM_WORDS)
-        values[out + 1 + 2 * place] = items[item, w.ITEM_CODE]
-        values[out + 2 + 2 * place] = _map_value(
+        values[out + 1 + 2 * n_pairs] = items[item, w.ITEM_CODE]
+        values[out + 2 + 2 * n_pairs] = _map_value(
             program, state, index, items[item, w.ITEM_COUNT], item_low, item_mid, item_high
         )
         count -= items[item, w.ITEM_COUNT]
         item_low, item_mid, item_high = negate(item_low, item_mid, item_high)
         low, mid, high = add(low, mid, high, item_low, item_mid, item_high)
-    n_pairs = n_chosen
-    if n_items > n_chosen:
+        n_pairs += 1
+    if state.entities[entity, features[index, w.F_WORD] + w.N_ITEMS] > n_pairs:
         values[out + 1 + 2 * n_pairs] = w.OTHER_KEY
         values[out + 2 + 2 * n_pairs] = _map_value(program, state, index, count, low, mid, high)
         n_pairs += 1
@@ -479,15 +447,26 @@ def _map(program, state, entity, index, values):
 
 
 @inner()
+def _sum_of(items, item):
+    """Return the limbs of the sum over all keys of a map, from its first item on."""
+    low, mid, high = uint64(0), uint64(0), uint64(0)
+    while item != w.NONE:
+        item_low, item_mid, item_high = load_limbs(items, item, w.ITEM_WORDS)
+        low, mid, high = add(low, mid, high, item_low, item_mid, item_high)
+        item = items[item, w.ITEM_NEXT]
+    return low, mid, high
+
+
+@inlined()
 def _map_value(program, state, index, count, low, mid, high):
     features = program.features
     kind = features[index, w.F_READ]
-    if kind == w.READ_MAP_COUNT:
-        return count
+    value = count
     if kind == w.READ_MAP_SUM:
-        if features[index, w.F_KIND] == w.FLOAT:
-            return to_float_bits(low, mid, high)
-        return to_int(mid, high)
-    if features[index, w.F_SCALE] == 0:
-        return mean_bits(low, mid, high, count)
-    return _decimal_mean(state, low, mid, high, count, features[index, w.F_SCALE])
+        value = to_float_bits(low, mid, high) if features[index, w.F_KIND] == w.FLOAT else to_int(mid, high)
+    elif kind == w.READ_MAP_MEAN:
+        if features[index, w.F_SCALE] == 0:
+            value = mean_bits(low, mid, high, count)
+        else:
+            value = _decimal_mean(state, low, mid, high, count, features[index, w.F_SCALE])
+    return value

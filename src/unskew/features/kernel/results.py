@@ -7,10 +7,11 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
+from unskew.features.jit import compiled
 from unskew.features.kernel import words as w
 from unskew.features.kernel.directory import Directory
 from unskew.features.plan import FeaturePlan
-from unskew.features.types import MAP_KEY, MAP_VALUE, STRING, Type
+from unskew.features.types import MAP_KEY, MAP_VALUE, Type
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -40,7 +41,7 @@ def _scalars(name: str, dtype: Type, numbers: Ints, present: Bools, texts: Direc
         case "timestamp":
             return series(name, numbers, present).cast(dtype.polars)
         case "string":
-            held = texts.gather(numbers[present].astype(np.int32)).to_series(name)
+            held = _texts(name, numbers[present], texts)
             return held if present.all() else _spread(held, present)
         case "decimal":
             return pl.Series(name, _decimals(numbers, present, dtype.scale))
@@ -56,6 +57,20 @@ def series(name: str, numbers: npt.NDArray[Any], present: Bools) -> pl.Series:
     return pl.Series(name, pa.Array.from_buffers(pa.from_numpy_dtype(numbers.dtype), len(numbers), buffers))
 
 
+def _texts(name: str, codes: Ints, texts: Directory) -> pl.Series:
+    """Return the texts that codes stand for; each is made once where a few occur often."""
+    if len(codes) < texts.capacity:
+        named = codes != w.OTHER_KEY
+        held = texts.gather(codes[named].astype(np.int32)).to_series(name)
+        return held if named.all() else _spread(held, named).fill_null(_OTHER)
+    # The last place is that of OTHER_KEY.
+    occurs = np.zeros(texts.capacity + 1, np.bool_)
+    occurs[codes] = True
+    places = (np.cumsum(occurs, dtype=np.uint32) - np.uint32(1))[codes]
+    each = texts.gather(np.flatnonzero(occurs[:-1]).astype(np.int32)).to_series(name)
+    return each.append(pl.Series([_OTHER])).gather(pl.Series(places))
+
+
 def _spread(held: pl.Series, present: Bools) -> pl.Series:
     """Return the values of present rows at their places, with nulls between them."""
     places = series("", np.cumsum(present) - 1, present)
@@ -69,25 +84,37 @@ def _decimals(units: Ints, present: Bools, scale: int) -> pa.Array:
     return pa.Array.from_buffers(pa.decimal128(38, scale), len(units), [mask, pa.py_buffer(wide.tobytes())])
 
 
+def _items(words: Ints, first: int, step: int, ends: Ints) -> Ints:
+    """Return the items of all rows, one row after the other: words ``first``, ``first + step`` and so on of each."""
+    items = np.empty(int(ends[-1]), np.int64)
+    take_items(words, first, step, ends, items)
+    return items
+
+
+@compiled()
+def take_items(words: Any, first: int, step: int, ends: Any, items: Any) -> None:
+    """Write the items of rows to ``items``, those of a row up to its place in ``ends``."""
+    # Word by word, because the words of a row do not lie together.
+    for place in range(first, len(words), step):
+        number = (place - first) // step
+        for row in range(len(ends) - 1):
+            if number < ends[row + 1] - ends[row]:
+                items[ends[row] + number] = words[place, row]
+
+
 def _nested(feature: FeaturePlan, words: Ints, present: Bools, texts: Directory) -> pl.Series:
     """Return lists (a word for the length, then the items) or maps (the length, then pairs of key and value)."""
     lengths = np.where(present, words[0], 0)
     ends = np.concatenate(([0], np.cumsum(lengths)))
     inner = feature.dtype.element
     if feature.dtype.nesting == "map":
-        keys, values = words[1::2].T, words[2::2].T
-        filled = np.arange(keys.shape[1]) < lengths[:, None]
-        every = np.ones(int(ends[-1]), np.bool_)
-        codes = keys[filled]
-        named = codes != w.OTHER_KEY
-        names = _scalars(MAP_KEY, STRING, np.where(named, codes, 0), named, texts).fill_null(_OTHER)
-        held = _scalars(MAP_VALUE, inner, values[filled], every, texts)
+        names = _texts(MAP_KEY, _items(words, 1, 2, ends), texts)
+        held = _scalars(MAP_VALUE, inner, _items(words, 2, 2, ends), np.ones(int(ends[-1]), np.bool_), texts)
         flat = pl.DataFrame([names, held]).to_struct("")
     else:
-        items = words[1:].T
-        filled = np.arange(items.shape[1]) < lengths[:, None]
-        flat = _scalars("", inner, items[filled], np.ones(int(ends[-1]), np.bool_), texts)
-    array = flat.to_arrow()
+        flat = _scalars("", inner, _items(words, 1, 1, ends), np.ones(int(ends[-1]), np.bool_), texts)
+    # As Polars holds texts, else they would be copied twice.
+    array = flat.to_arrow(compat_level=pl.CompatLevel.newest())
     lists = pa.LargeListArray.from_arrays(
         pa.array(ends, pa.int64()), array, mask=None if present.all() else pa.array(~present)
     )

@@ -29,8 +29,9 @@ _FAN_BITS, _FAN = 2, 4
 def most_tally_items(program: Program) -> int:
     """Return how many items a code that comes adds to the tallies of an entity at most."""
     tallies = program.accumulators[:, w.A_TALLY]
-    # A register, its rank and the number of registers; or a node on each level.
-    return 3 * int((tallies == w.TALLY_RANKS).sum()) + int(tallies[tallies > 0].sum())
+    # A register, its rank and the number of registers; or a node on each level; or a ranking.
+    n_rankings = int((tallies <= w.TALLY_RANKING).sum())
+    return 3 * int((tallies == w.TALLY_RANKS).sum()) + int(tallies[tallies > 0].sum()) + n_rankings
 
 
 @inlined()

@@ -58,7 +58,7 @@ ZERO_WHEN_EMPTY = (READ_COUNT, READ_SUM, READ_DISTINCT, READ_APPROX, READ_DECAYE
     A_WORD, A_COUNT_WORD,  # its first word in the cell; the word of the count beside it
     A_BY,  # the column of keys, for maps
     A_SIZE,  # number of buckets, or of events that it keeps
-    A_TALLY,  # what is kept of its total beside the items (``tallies``): nothing, levels of bins, or ranks
+    A_TALLY,  # what is kept of its total beside the items (``tallies``): nothing, levels of bins, ranks, or a ranking
     N_A_COLUMNS,
 ) = range(10)  # fmt: skip
 
@@ -75,7 +75,7 @@ ZERO_WHEN_EMPTY = (READ_COUNT, READ_SUM, READ_DISTINCT, READ_APPROX, READ_DECAYE
     F_REGISTER_BITS,  # approx_count_distinct: bits that choose the register
     F_HALF_LIFE, F_DECAY,  # decayed_count, decayed_sum: half-life in hops; place of the first decay in the constants
     F_UNIT,  # decayed_sum of decimals: place of the number of units in 1 in the constants
-    F_ACCUMULATOR,  # quantile, approx_count_distinct: its accumulator
+    F_ACCUMULATOR,  # what reads a tally: its accumulator
     N_F_COLUMNS,
 ) = range(20)  # fmt: skip
 
@@ -105,6 +105,8 @@ MARK_DIRTY, MARK_DEAD = 1, 2
 # The marks of windows that the open instant has touched: a bit for each, the last one for all windows from there on.
 MARK_WINDOWS, N_WINDOW_MARKS = 4, 60
 ALL_WINDOWS = ((1 << N_WINDOW_MARKS) - 1) * MARK_WINDOWS
+# The entity has, or has had, a wedge (``wedges``).
+MARK_WEDGE = 1 << 62
 
 # Columns of ``touched``: the entity row, its causes, and the last event applied at the open instant.
 T_ROW, T_CAUSE, T_EVENT_TIME, T_PARTITION, T_OFFSET, N_T_COLUMNS = range(6)
@@ -119,6 +121,10 @@ TILE_NUMBER, TILE_NEXT, TILE_PREVIOUS, TILE_BUCKET, TILE_ROW, TILE_WORDS = range
 # place in the order of events.
 ITEM_NEXT, ITEM_PREVIOUS, ITEM_CHAIN, ITEM_OWNER, ITEM_CODE, ITEM_COUNT, ITEM_WORDS = range(7)
 N_ITEM_WORDS = 4
+# The last word of an item of a total's multiset: 1 if it is ranked. That of a ranking itself: its last item.
+ITEM_RANKED = RANKING_LAST = ITEM_WORDS + 3
+# Words of a wedge: its first and last element, NONE if it has none.
+WEDGE_FIRST, WEDGE_LAST = ITEM_WORDS, ITEM_WORDS + 1
 
 # Columns of ``closings``: sessions that have closed.
 C_ROW, C_INSTANT, C_PARTITION, C_OFFSET, C_PRESENT, C_VALUES = range(6)
@@ -129,7 +135,12 @@ OTHER_KEY = -1
 # The number of counts in ``ranks``, which come before the ranks of the registers: one for each rank from 0 to 65.
 N_RANKS = 66
 
-# A_TALLY of registers and ranks. A multiset gets a tally when it has more items than the first number, and keeps it
-# until it has as few as the second.
-TALLY_RANKS = -1
+# A_TALLY of registers and ranks; that of a ranking is this one or less (``rankings``).
+TALLY_RANKS, TALLY_RANKING = -1, -2
+# A multiset gets a tally when it has more items than the first number, and keeps it
+# until it has as few as the second. So has a ranking.
 TALLY_FROM, TALLY_UNTIL = 64, 32
+RANKING_FROM, RANKING_UNTIL = 8, 4
+
+# A wedge begins when more tiles than these were read to find a least or greatest value.
+WEDGE_FROM = 32

@@ -1,0 +1,229 @@
+"""Rankings: the most frequent codes of a total's multiset in order, kept up to date with every change.
+
+The list of the multiset begins with the items of its ranking, the most frequent first, and of equally frequent ones the
+one with the smaller value; no other item comes before the last of these. There are more than reading needs, so some may
+fall out before the ranking must be made again from all items (Yi et al., "Efficient Maintenance of Materialized Top-k
+Views", ICDE 2003).
+
+A ranking is derived and not stored. It begins when a multiset has more than ``RANKING_FROM`` items and ends when
+``RANKING_UNTIL`` are left. It has one item of its own: ``ITEM_COUNT`` is how many are in it, ``RANKING_LAST`` the last
+of them, and the limbs are the sum over all items of the multiset. ``ITEM_RANKED`` of an item is 1 if it is in it.
+"""
+
+import numpy as np
+from numba import uint64
+
+from unskew.features.jit import inlined, inner
+from unskew.features.kernel import words as w
+from unskew.features.kernel.arithmetic import add, add_limbs, load_limbs
+from unskew.features.kernel.comparing import code_before
+from unskew.features.kernel.items import beside, enter, find, free_item, unchain
+
+_KIND_BITS = 2
+_SPARE_PLACES = 16
+
+
+def ranking_tally(needed: int, kind: int) -> int:
+    """Return ``A_TALLY`` of a ranking from which ``needed`` codes of a kind are read."""
+    return w.TALLY_RANKING - (needed << _KIND_BITS | kind)
+
+
+@inlined()
+def _kind(tally):
+    return (w.TALLY_RANKING - tally) & ((1 << _KIND_BITS) - 1)
+
+
+@inlined()
+def _n_needed(tally):
+    return (w.TALLY_RANKING - tally) >> _KIND_BITS
+
+
+def most_ranked(tally: int) -> int:
+    """Return how many items a ranking has at most."""
+    return 2 * ((w.TALLY_RANKING - tally) >> _KIND_BITS) + _SPARE_PLACES
+
+
+@inlined()
+def _most_ranked(tally):
+    return 2 * _n_needed(tally) + _SPARE_PLACES
+
+
+@inlined()
+def comes_before(state, kind, item, other):
+    """Return true if an item is more frequent than another, or as frequent and its value is smaller."""
+    items = state.items
+    more = items[item, w.ITEM_COUNT] - items[other, w.ITEM_COUNT]
+    if more != 0:
+        return more > 0
+    return code_before(state.text_records, state.text_pool, kind, items[item, w.ITEM_CODE], items[other, w.ITEM_CODE])
+
+
+@inlined()
+def _move(items, item, cells, cell, word, target):
+    """Move an item of a cell's list behind another one, or to the front if ``target`` is NONE."""
+    before, after = items[item, w.ITEM_PREVIOUS], items[item, w.ITEM_NEXT]
+    if before == target:
+        return
+    if before == w.NONE:
+        cells[cell, word + w.FIRST_ITEM] = after + 1
+    else:
+        items[before, w.ITEM_NEXT] = after
+    if after != w.NONE:
+        items[after, w.ITEM_PREVIOUS] = before
+    if target == w.NONE:
+        following = cells[cell, word + w.FIRST_ITEM] - 1
+        cells[cell, word + w.FIRST_ITEM] = item + 1
+    else:
+        following = items[target, w.ITEM_NEXT]
+        items[target, w.ITEM_NEXT] = item
+    items[item, w.ITEM_PREVIOUS] = target
+    items[item, w.ITEM_NEXT] = following
+    if following != w.NONE:
+        items[following, w.ITEM_PREVIOUS] = item
+
+
+@inner()
+def rank_more(state, cells, cell, word, owner, tally, item, low, mid, high):
+    """Take note that an item, which may be new, became more frequent, and that this was added to its sum."""
+    n_items = cells[cell, word + w.N_ITEMS]
+    if n_items <= w.RANKING_UNTIL:
+        return
+    items = state.items
+    ranking = find(items, state.slots, beside(owner), np.int64(0))
+    if ranking == w.NONE:
+        if n_items > w.RANKING_FROM:
+            _begin(state, cells, cell, word, owner, tally)
+        return
+    add_limbs(items, ranking, w.ITEM_WORDS, low, mid, high)
+    last = items[ranking, w.RANKING_LAST]
+    was_ranked = items[item, w.ITEM_RANKED] == 1
+    if not was_ranked:
+        n_ranked = items[ranking, w.ITEM_COUNT]
+        if n_ranked == 0:
+            return
+        # If all others are ranked, it is the next one even if it comes last.
+        if n_ranked < n_items - 1 and not comes_before(state, _kind(tally), item, last):
+            if items[item, w.ITEM_PREVIOUS] == w.NONE:
+                # It is new.
+                _move(items, item, cells, cell, word, last)
+            return
+    target = items[item, w.ITEM_PREVIOUS] if was_ranked else last
+    while target != w.NONE and target != item and comes_before(state, _kind(tally), item, target):
+        target = items[target, w.ITEM_PREVIOUS]
+    if target == item:
+        # It is new and at the front already.
+        target = np.int64(w.NONE)
+    before = items[item, w.ITEM_PREVIOUS]
+    _move(items, item, cells, cell, word, target)
+    if was_ranked:
+        if item == last and target != before:
+            items[ranking, w.RANKING_LAST] = before
+        return
+    items[item, w.ITEM_RANKED] = 1
+    items[ranking, w.ITEM_COUNT] += 1
+    if target == last:
+        items[ranking, w.RANKING_LAST] = item
+    if items[ranking, w.ITEM_COUNT] > _most_ranked(tally):
+        _drop_last(items, ranking)
+
+
+@inner()
+def rank_less(state, cells, cell, word, owner, tally, item, low, mid, high):
+    """Take note that an item became less frequent, and that this was added to its sum.
+
+    An item that has become 0 is still in the list, and is about to be taken out.
+    """
+    n_items = cells[cell, word + w.N_ITEMS]
+    if n_items <= w.RANKING_UNTIL:
+        return
+    items = state.items
+    ranking = find(items, state.slots, beside(owner), np.int64(0))
+    if ranking == w.NONE:
+        return
+    is_gone = items[item, w.ITEM_COUNT] == 0
+    if is_gone and n_items - 1 == w.RANKING_UNTIL:
+        unchain(items, state.slots, ranking)
+        free_item(state.scalars, items, ranking)
+        return
+    add_limbs(items, ranking, w.ITEM_WORDS, low, mid, high)
+    if items[item, w.ITEM_RANKED] == 0:
+        return
+    last = items[ranking, w.RANKING_LAST]
+    target = item
+    while target != last and comes_before(state, _kind(tally), items[target, w.ITEM_NEXT], item):
+        target = items[target, w.ITEM_NEXT]
+    if target != item:
+        _move(items, item, cells, cell, word, target)
+        if target == last:
+            items[ranking, w.RANKING_LAST] = item
+    # What comes last now may come after others that are not ranked.
+    if is_gone or (items[ranking, w.RANKING_LAST] == item and items[ranking, w.ITEM_COUNT] < n_items):
+        _drop_last(items, ranking)
+
+
+@inlined()
+def _drop_last(items, ranking):
+    last = items[ranking, w.RANKING_LAST]
+    items[last, w.ITEM_RANKED] = 0
+    items[ranking, w.RANKING_LAST] = items[last, w.ITEM_PREVIOUS]
+    items[ranking, w.ITEM_COUNT] -= 1
+
+
+@inner()
+def _begin(state, cells, cell, word, owner, tally):
+    items = state.items
+    ranking = enter(state.scalars, items, state.slots, beside(owner), np.int64(0))
+    low, mid, high = uint64(0), uint64(0), uint64(0)
+    item = cells[cell, word + w.FIRST_ITEM] - 1
+    while item != w.NONE:
+        item_low, item_mid, item_high = load_limbs(items, item, w.ITEM_WORDS)
+        low, mid, high = add(low, mid, high, item_low, item_mid, item_high)
+        item = items[item, w.ITEM_NEXT]
+    add_limbs(items, ranking, w.ITEM_WORDS, low, mid, high)
+    _rank_all(state, cells, cell, word, ranking, tally)
+
+
+@inner()
+def _rank_all(state, cells, cell, word, ranking, tally):
+    """Make the ranking again, from all items."""
+    items, chosen = state.items, state.chosen
+    n_chosen = select(state, cells[cell, word + w.FIRST_ITEM] - 1, _kind(tally), _most_ranked(tally))
+    item = cells[cell, word + w.FIRST_ITEM] - 1
+    while item != w.NONE:
+        items[item, w.ITEM_RANKED] = 0
+        item = items[item, w.ITEM_NEXT]
+    for place in range(n_chosen - 1, -1, -1):
+        items[chosen[place], w.ITEM_RANKED] = 1
+        _move(items, chosen[place], cells, cell, word, w.NONE)
+    items[ranking, w.ITEM_COUNT] = n_chosen
+    items[ranking, w.RANKING_LAST] = chosen[n_chosen - 1]
+
+
+@inner()
+def select(state, item, kind, size):
+    """Write the first ``size`` items of a list's ranking into ``chosen``; return their number."""
+    chosen = state.chosen
+    n_chosen = 0
+    while item != w.NONE:
+        place = n_chosen
+        while place > 0 and comes_before(state, kind, item, chosen[place - 1]):
+            if place < size:
+                chosen[place] = chosen[place - 1]
+            place -= 1
+        if place < size:
+            chosen[place] = item
+            n_chosen = min(n_chosen + 1, size)
+        item = state.items[item, w.ITEM_NEXT]
+    return n_chosen
+
+
+@inner()
+def ranking_of(state, cells, cell, word, owner, tally):
+    """Return a total's ranking, with at least as many items as reading needs; NONE if it is too small for one."""
+    n_items = cells[cell, word + w.N_ITEMS]
+    if n_items <= w.RANKING_UNTIL:
+        return np.int64(w.NONE)
+    ranking = find(state.items, state.slots, beside(owner), np.int64(0))
+    if ranking != w.NONE and state.items[ranking, w.ITEM_COUNT] < min(n_items, _n_needed(tally)):
+        _rank_all(state, cells, cell, word, ranking, tally)
+    return ranking
