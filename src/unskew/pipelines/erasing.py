@@ -220,7 +220,7 @@ def _saved(state: Path) -> Sequence[Mapping[str, Any]]:
 
 
 def _manifest(shard: Mapping[str, Any]) -> Manifest:
-    return msgspec.json.decode(shard["changelog"], type=Manifest)
+    return Manifest.from_bytes(shard["changelog"])
 
 
 def _holds(changelogs: Changelogs, view: ViewPlan, shard: Mapping[str, Any], one: OneEntity) -> bool:

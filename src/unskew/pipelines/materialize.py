@@ -14,8 +14,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgspec
-
 from unskew.features.errors import RequestError, Stopped
 from unskew.features.plan import Plan, ViewPlan
 from unskew.features.revision import Revision
@@ -320,4 +318,4 @@ def _id_path(job: Materialize, view: ViewPlan) -> Path:
 
 
 def _manifest(seed: Seed) -> Manifest:
-    return msgspec.json.decode(seed.snapshot["changelog"], type=Manifest)
+    return Manifest.from_bytes(seed.snapshot["changelog"])

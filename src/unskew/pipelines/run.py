@@ -30,7 +30,7 @@ from unskew.pipelines.kafka.source import KafkaSource, SourceOptions
 from unskew.pipelines.kafka.turns import Turns
 from unskew.pipelines.progress import Progress
 from unskew.pipelines.routing import Router
-from unskew.pipelines.state.changelog import Changelogs
+from unskew.pipelines.state.changelog import KEPT_BYTES, Changelogs
 from unskew.pipelines.state.folder import CHANGELOG, COMPILED, JOURNAL, RECOVERY, StateFolder, make_state_folder
 from unskew.pipelines.state.journal import Journal
 from unskew.pipelines.state.known_topics import KnownTopics
@@ -372,7 +372,7 @@ def _open(plan: Plan, deployment: Deployment, stop: Flag, closing: ExitStack) ->
             "log; restore the journal from the backup that holds the state, if there is one",
             deployment.state / JOURNAL,
         )
-    changelogs = Changelogs(deployment.state / CHANGELOG, leases.check, partial(_go_on, stop))
+    changelogs = Changelogs(deployment.state / CHANGELOG, leases.check, partial(_go_on, stop), kept_bytes=KEPT_BYTES)
     closing.callback(changelogs.close)
     writer = RedisWriter(
         deployment.redis_url,
