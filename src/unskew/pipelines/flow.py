@@ -36,6 +36,7 @@ from unskew.sinks.objects import ObjectPath, together
 from unskew.sinks.patience import Patience
 from unskew.sinks.redis.scrub import Pace
 from unskew.sinks.redis.writer import RedisWriter
+from unskew.sinks.tables.aside import Aside
 from unskew.sinks.tables.kinds import ArchiveTable, DeadLetterTable, LogTable
 from unskew.sinks.tables.layout import view_root
 from unskew.sinks.tables.parquet import record_shards, refuse_earlier
@@ -247,8 +248,10 @@ class ParquetSink(_Sink):
         still_ours: Callable[[], None],
         require_room: Callable[[], None],
         seeds: Seeds,
+        aside: Aside,
     ) -> None:
         self.seeds = seeds
+        self._aside = aside
         self.disk = disk
         self._objects = objects
         self.require_room = require_room
@@ -291,14 +294,15 @@ class ParquetSink(_Sink):
 
     def _opened(self, name: str, saved: Mapping[str, Any] | None) -> Table:
         kind, place, part = name.split("/")
+        common: Any = {"still_ours": self.still_ours, "aside": self._aside}
         if kind == "log":
             view = self.views[place]
             if saved is None and (seed := self.seeds.read(view, part)) is not None:
                 saved = seed.log
-            return LogTable(self._log, view, part, saved, now_us=self._now_us, still_ours=self.still_ours)
+            return LogTable(self._log, view, part, saved, now_us=self._now_us, **common)
         if kind == "archive":
-            return ArchiveTable(self._archive, place, int(part), saved, still_ours=self.still_ours)
-        return DeadLetterTable(self._dead_letters, place, f"p{part}", saved, still_ours=self.still_ours)
+            return ArchiveTable(self._archive, place, int(part), saved, **common)
+        return DeadLetterTable(self._dead_letters, place, f"p{part}", saved, **common)
 
     def store_of(self, name: str) -> Patience:
         """Return the store of a table, by its name."""
@@ -392,7 +396,10 @@ class _ParquetPart(StatefulSinkPartition[Any, dict[str, Any]]):
     def snapshot(self) -> dict[str, Any]:
         with self._sink.epochs.snapshot("sink"):
             self._sink.still_ours()
-            tables = self._sink.at_once({name: table.snapshot for name, table in self._tables.items()})
+            states = {name: table.kept() for name, table in self._tables.items()}
+            kept = {name: state for name, state in states.items() if state is not None}
+            rest = {name: table.snapshot for name, table in self._tables.items() if name not in kept}
+            tables = {**kept, **self._sink.at_once(rest)}
             # Last of all that an epoch does before the recovery store is written, and tables may share its disk.
             self._sink.disk.until_done(self._sink.require_room)
         return {**self._retired, **tables}

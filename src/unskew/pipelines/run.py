@@ -46,6 +46,7 @@ from unskew.sinks.objects import ObjectPath, concerns, probe
 from unskew.sinks.patience import Flag, Patience
 from unskew.sinks.record import Record, published, require_applied
 from unskew.sinks.redis.writer import RedisWriter
+from unskew.sinks.tables.aside import Aside
 from unskew.sinks.wall import wall_us
 
 _log = logging.getLogger("unskew.run")
@@ -293,6 +294,7 @@ class _Opened:
     state: StateFolder
     journal: Journal
     changelogs: Changelogs
+    aside: Aside
     writer: RedisWriter
 
     def patience_of(self, place: Path) -> Patience:
@@ -374,6 +376,8 @@ def _open(plan: Plan, deployment: Deployment, stop: Flag, closing: ExitStack) ->
         )
     changelogs = Changelogs(deployment.state / CHANGELOG, leases.check, partial(_go_on, stop), kept_bytes=KEPT_BYTES)
     closing.callback(changelogs.close)
+    aside = Aside()
+    closing.callback(aside.close)
     writer = RedisWriter(
         deployment.redis_url,
         deployment.prefix,
@@ -398,6 +402,7 @@ def _open(plan: Plan, deployment: Deployment, stop: Flag, closing: ExitStack) ->
         state=state,
         journal=journal,
         changelogs=changelogs,
+        aside=aside,
         writer=writer,
     )
 
@@ -496,6 +501,7 @@ def _wire(
         opened.leases.check,
         opened.state.require_room,
         seeds,
+        opened.aside,
     )
     redis = RedisSink(plan, opened.writer, wall_us, topics.shards, opened.server, progress.epochs, deployment.scrub_us)
 

@@ -9,6 +9,7 @@ import polars as pl
 from unskew.features.ledger import NOTHING_LATE, ledger_of, written
 from unskew.features.plan import ViewPlan
 from unskew.features.updates import NothingToCome, Updates
+from unskew.sinks.tables.aside import Aside
 from unskew.sinks.tables.layout import (
     EVENTS,
     FIRST,
@@ -19,7 +20,7 @@ from unskew.sinks.tables.layout import (
     origin_of,
     view_root,
 )
-from unskew.sinks.tables.parquet import StagedTable
+from unskew.sinks.tables.parquet import StagedTable, without_entry
 
 DEAD_LETTER_SCHEMA: Mapping[str, pl.DataType] = {
     "topic": pl.String(),
@@ -56,6 +57,7 @@ class LogTable:
         *,
         now_us: Callable[[], int],
         still_ours: Callable[[], None] = lambda: None,
+        aside: Aside | None = None,
     ) -> None:
         self._shard = shard
         self._ledger = NOTHING_LATE
@@ -68,9 +70,10 @@ class LogTable:
             sequence_column="seq",
             metadata=log_metadata(view),
             # Each run finds out for itself whether a shard has ended, because a later run may have a later end.
-            saved=None if saved is None else {name: value for name, value in saved.items() if name != _ENDED},
+            saved=None if saved is None else without_entry(saved, _ENDED),
             at_staging=self._complete,
             still_ours=still_ours,
+            aside=aside,
         )
 
     @property
@@ -104,6 +107,10 @@ class LogTable:
             self._ledger = ledger
             self._table.cover({LEDGER: written(ledger)})
 
+    def kept(self) -> dict[str, Any] | None:
+        """Return a state that holds the rows, as ``StagedTable.kept`` does."""
+        return self._table.kept()
+
     def snapshot(self) -> dict[str, Any]:
         """Take a snapshot, as ``StagedTable.snapshot`` does."""
         return self._table.snapshot()
@@ -135,6 +142,7 @@ class DeadLetterTable:
         saved: Mapping[str, Any] | None,
         *,
         still_ours: Callable[[], None] = lambda: None,
+        aside: Aside | None = None,
     ) -> None:
         self._waiting: list[pl.DataFrame] = []
         self._table = StagedTable(
@@ -145,6 +153,7 @@ class DeadLetterTable:
             metadata={"unskew.topic": topic},
             saved=saved,
             still_ours=still_ours,
+            aside=aside,
         )
 
     def append(self, letters: pl.DataFrame) -> None:
@@ -152,16 +161,24 @@ class DeadLetterTable:
         if letters.height:
             self._waiting.append(letters.match_to_schema(pl.Schema(DEAD_LETTER_SCHEMA)))
 
+    def kept(self) -> dict[str, Any] | None:
+        """Return a state that holds the rows, as ``StagedTable.kept`` does."""
+        self._append_waiting()
+        return self._table.kept()
+
     def snapshot(self) -> dict[str, Any]:
         """Take a snapshot, as ``StagedTable.snapshot`` does."""
-        if self._waiting:
-            self._table.append(pl.concat(self._waiting).sort("arrival", "partition", "offset", "view"))
-            self._waiting = []
+        self._append_waiting()
         return self._table.snapshot()
 
     def settle(self) -> None:
         """Publish what is staged, as ``StagedTable.settle`` does."""
         self._table.settle()
+
+    def _append_waiting(self) -> None:
+        if self._waiting:
+            self._table.append(pl.concat(self._waiting).sort("arrival", "partition", "offset", "view"))
+            self._waiting = []
 
 
 class ArchiveTable:
@@ -182,6 +199,7 @@ class ArchiveTable:
         *,
         imported: bool = False,
         still_ours: Callable[[], None] = lambda: None,
+        aside: Aside | None = None,
     ) -> None:
         writer = archive_writer(partition, imported=imported)
         self._origin = origin_of(writer)
@@ -194,6 +212,7 @@ class ArchiveTable:
             metadata={"unskew.topic": topic},
             saved=saved,
             still_ours=still_ours,
+            aside=aside,
         )
         # A run that saw no event left no number.
         self._n_events = 0 if saved is None or not self._table.next_sequence else saved.get(EVENTS)
@@ -218,6 +237,10 @@ class ArchiveTable:
         if clock_us is not None:
             # The instant of the clock itself is still open.
             self._table.cover({"complete_to": clock_us - 1})
+
+    def kept(self) -> dict[str, Any] | None:
+        """Return a state that holds the rows, as ``StagedTable.kept`` does."""
+        return self._table.kept()
 
     def snapshot(self) -> dict[str, Any]:
         """Take a snapshot, as ``StagedTable.snapshot`` does."""
