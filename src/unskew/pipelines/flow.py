@@ -37,7 +37,7 @@ from unskew.sinks.patience import Patience
 from unskew.sinks.redis.scrub import Pace
 from unskew.sinks.redis.writer import RedisWriter
 from unskew.sinks.tables.aside import Aside
-from unskew.sinks.tables.kinds import ArchiveTable, DeadLetterTable, LogTable
+from unskew.sinks.tables.kinds import ArchiveTable, DeadLetterTable, LogTable, Roots, Table
 from unskew.sinks.tables.layout import view_root
 from unskew.sinks.tables.parquet import record_shards, refuse_earlier
 
@@ -45,7 +45,6 @@ ROWS_PER_REFILL = 20_000
 
 _Answer = TypeVar("_Answer")
 
-Table = LogTable | DeadLetterTable | ArchiveTable
 Steps = Updates | NothingToCome
 
 
@@ -262,9 +261,7 @@ class ParquetSink(_Sink):
         self.built = threading.Event()
         """Set when Bytewax builds the flow: the processes of a cluster have found each other by then."""
         self.views = _views_by_id(plan)
-        self._log = log
-        self._archive = archive
-        self._dead_letters = dead_letters
+        self._roots = Roots(log=log, archive=archive, dead_letters=dead_letters)
         self._now_us = now_us
         self._parts: list[_ParquetPart] = []
 
@@ -280,10 +277,7 @@ class ParquetSink(_Sink):
         return part
 
     def open(self, saved: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Table]:
-        """Open tables by name, with their saved state, except those whose view is no longer defined.
-
-        Names are ``log/{view}/{shard}``, ``archive/{topic}/{partition}`` or ``dead/{topic}/{partition}``.
-        """
+        """Open tables by name (``Roots.open``), with their saved state, except those of views not defined any more."""
         return self.at_once(
             {
                 name: partial(self._opened, name, state)
@@ -294,20 +288,15 @@ class ParquetSink(_Sink):
 
     def _opened(self, name: str, saved: Mapping[str, Any] | None) -> Table:
         kind, place, part = name.split("/")
-        common: Any = {"still_ours": self.still_ours, "aside": self._aside}
-        if kind == "log":
-            view = self.views[place]
-            if saved is None and (seed := self.seeds.read(view, part)) is not None:
-                saved = seed.log
-            return LogTable(self._log, view, part, saved, now_us=self._now_us, **common)
-        if kind == "archive":
-            return ArchiveTable(self._archive, place, int(part), saved, **common)
-        return DeadLetterTable(self._dead_letters, place, f"p{part}", saved, **common)
+        if kind == "log" and saved is None and (seed := self.seeds.read(self.views[place], part)) is not None:
+            saved = seed.log
+        return self._roots.open(
+            name, saved, self.views, now_us=self._now_us, still_ours=self.still_ours, aside=self._aside
+        )
 
     def store_of(self, name: str) -> Patience:
         """Return the store of a table, by its name."""
-        roots = {"log": self._log, "archive": self._archive, "dead": self._dead_letters}
-        return self._objects if isinstance(roots[name.partition("/")[0]], ObjectPath) else self.disk
+        return self._objects if isinstance(self._roots.of(name), ObjectPath) else self.disk
 
     def at_once(self, calls: Mapping[str, Callable[[], _Answer]]) -> dict[str, _Answer]:
         """Return the answers to calls of tables, by name.
@@ -334,10 +323,10 @@ class ParquetSink(_Sink):
         for name in sorted(shards):
             view_id, _, shard = name.partition("/")
             view = self.views[view_id]
-            refuse_earlier(view_root(self._log, view.name, view.version), shard)
+            refuse_earlier(view_root(self._roots.log, view.name, view.version), shard)
         for name in sorted(partitions):
             topic, _, writer = name.rpartition("/")
-            for root in (self._archive, self._dead_letters):
+            for root in (self._roots.archive, self._roots.dead_letters):
                 refuse_earlier(root / topic, writer)
 
     def begin(self) -> None:
@@ -345,7 +334,7 @@ class ParquetSink(_Sink):
         if not self._begun:
             for view_id, names in self._shards.by_view.items():
                 view = self.views[view_id]
-                root = view_root(self._log, view.name, view.version)
+                root = view_root(self._roots.log, view.name, view.version)
                 mine = self._shards.own
                 own = None if mine is None else {name.removeprefix(f"{view_id}/") for name in mine}
                 self.store_of("log").until_done(

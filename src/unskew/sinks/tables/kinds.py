@@ -1,6 +1,7 @@
 """The three kinds of tables that the pipeline writes: log, event archive and dead letters."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +250,41 @@ class ArchiveTable:
     def settle(self) -> None:
         """Publish what is staged, as ``StagedTable.settle`` does."""
         self._table.settle()
+
+
+Table = LogTable | DeadLetterTable | ArchiveTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roots:
+    """The folders or object stores of all tables."""
+
+    log: Path
+    archive: Path
+    dead_letters: Path
+
+    def of(self, name: str) -> Path:
+        """Return the root of a table, by its name, see ``open``."""
+        return {"log": self.log, "archive": self.archive, "dead": self.dead_letters}[name.partition("/")[0]]
+
+    def open(
+        self,
+        name: str,
+        saved: Mapping[str, Any] | None,
+        views: Mapping[str, ViewPlan],
+        *,
+        now_us: Callable[[], int],
+        still_ours: Callable[[], None],
+        aside: Aside | None = None,
+    ) -> Table:
+        """Open a table: ``log/{view}/{shard}``, ``archive/{topic}/{partition}`` or ``dead/{topic}/{partition}``."""
+        kind, place, part = name.split("/")
+        if kind == "log":
+            view = views[place]
+            return LogTable(self.log, view, part, saved, now_us=now_us, still_ours=still_ours, aside=aside)
+        if kind == "archive":
+            return ArchiveTable(self.archive, place, int(part), saved, still_ours=still_ours, aside=aside)
+        return DeadLetterTable(self.dead_letters, place, f"p{part}", saved, still_ours=still_ours, aside=aside)
 
 
 def log_metadata(view: ViewPlan) -> dict[str, str]:

@@ -93,6 +93,11 @@ def without_entry(saved: Mapping[str, Any], name: str) -> dict[str, Any]:
     return rest
 
 
+def rows_of(saved: Mapping[str, Any]) -> list[pl.DataFrame]:
+    """Return the rows that a saved state holds; they may have been published since."""
+    return [part.rows for part in map(_Part.of, saved.get(_KEPT, ())) if part.rows is not None]
+
+
 def without_rows(saved: Mapping[str, Any]) -> dict[str, Any]:
     """Return a saved state without the rows that it holds, all of which were published."""
     return {key: value for key, value in saved.items() if key not in {_SHOWN, _KEPT}}
