@@ -245,7 +245,7 @@ class ParquetSink(_Sink):
         objects: Patience,
         epochs: Epochs,
         still_ours: Callable[[], None],
-        require_room: Callable[[], None],
+        require_room: Callable[[int], None],
         seeds: Seeds,
         aside: Aside,
     ) -> None:
@@ -253,7 +253,7 @@ class ParquetSink(_Sink):
         self._aside = aside
         self.disk = disk
         self._objects = objects
-        self.require_room = require_room
+        self._require_room = require_room
         self.epochs = epochs
         self.still_ours = still_ours
         self._shards = shards
@@ -315,6 +315,10 @@ class ParquetSink(_Sink):
                 store.until_done(partial(call_the_rest, names))
         return {name: done[name] for name in calls}
 
+    def require_room_for_rows(self) -> None:
+        """Raise ``StoreUnavailable`` if the recovery store may lack the room for what the tables' states hold."""
+        self._require_room(sum(part.n_held for part in self._parts))
+
     def refuse_earlier(self, shards: Iterable[str], partitions: Iterable[str]) -> None:
         """Raise ``LayoutError`` if an earlier run published rows of these writers, none of which has a saved state.
 
@@ -354,6 +358,7 @@ class _ParquetPart(StatefulSinkPartition[Any, dict[str, Any]]):
     def __init__(self, sink: ParquetSink, saved: dict[str, Any]) -> None:
         self._sink = sink
         self._tables = sink.open(saved)
+        self.n_held = 0
         # Saved positions of tables whose views are no longer defined are kept.
         self._retired = {name: state for name, state in saved.items() if name not in self._tables}
 
@@ -390,7 +395,8 @@ class _ParquetPart(StatefulSinkPartition[Any, dict[str, Any]]):
             rest = {name: table.snapshot for name, table in self._tables.items() if name not in kept}
             tables = {**kept, **self._sink.at_once(rest)}
             # Last of all that an epoch does before the recovery store is written, and tables may share its disk.
-            self._sink.disk.until_done(self._sink.require_room)
+            self.n_held = sum(table.n_held for table in self._tables.values())
+            self._sink.disk.until_done(self._sink.require_room_for_rows)
         return {**self._retired, **tables}
 
     def settle(self) -> None:

@@ -499,7 +499,7 @@ def _wire(
         opened.objects,
         progress.epochs,
         opened.leases.check,
-        opened.state.require_room,
+        lambda n_held: opened.state.require_room(n_held + opened.changelogs.n_kept),
         seeds,
         opened.aside,
     )

@@ -162,6 +162,7 @@ class Changelogs:
         self._turn = threading.Lock()
         self._making: threading.Thread | None = None
         self._sizes: dict[Path, int] = {}
+        self._kept: dict[Path, int] = {}
         self.opened: list[Changelog] = []
         self.closed = threading.Event()
 
@@ -191,8 +192,14 @@ class Changelogs:
         self._making.start()
         return True
 
-    def note_size(self, folder: Path, n_bytes: int) -> None:
+    def note_size(self, folder: Path, n_bytes: int, n_kept: int) -> None:
         self._sizes[folder] = n_bytes
+        self._kept[folder] = n_kept
+
+    @property
+    def n_kept(self) -> int:
+        """The number of bytes of events that the manifests keep."""
+        return sum(self._kept.values())
 
     @property
     def n_bytes(self) -> int:
@@ -281,8 +288,9 @@ class Changelog:
         names = manifest.names()
         self._outgoing = self._named - names
         self._named = names
-        self._all.note_size(self.folder, self._base_bytes + sum(file.n_bytes for file in manifest.events))
-        if manifest.kept is not None and len(manifest.kept.data) >= ASIDE_BYTES:
+        n_kept = 0 if manifest.kept is None else len(manifest.kept.data)
+        self._all.note_size(self.folder, self._base_bytes + sum(file.n_bytes for file in manifest.events), n_kept)
+        if n_kept >= ASIDE_BYTES:
             self._all.soon(self._write_aside)
         return manifest
 

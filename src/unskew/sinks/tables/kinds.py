@@ -108,6 +108,11 @@ class LogTable:
             self._ledger = ledger
             self._table.cover({LEDGER: written(ledger)})
 
+    @property
+    def n_held(self) -> int:
+        """The number of bytes of rows that the last state holds, at most."""
+        return self._table.n_held
+
     def kept(self) -> dict[str, Any] | None:
         """Return a state that holds the rows, as ``StagedTable.kept`` does."""
         return self._table.kept()
@@ -161,6 +166,11 @@ class DeadLetterTable:
         """Add dead letters, in any order; columns beyond the schema are an error."""
         if letters.height:
             self._waiting.append(letters.match_to_schema(pl.Schema(DEAD_LETTER_SCHEMA)))
+
+    @property
+    def n_held(self) -> int:
+        """The number of bytes of rows that the last state holds, at most."""
+        return self._table.n_held
 
     def kept(self) -> dict[str, Any] | None:
         """Return a state that holds the rows, as ``StagedTable.kept`` does."""
@@ -238,6 +248,11 @@ class ArchiveTable:
         if clock_us is not None:
             # The instant of the clock itself is still open.
             self._table.cover({"complete_to": clock_us - 1})
+
+    @property
+    def n_held(self) -> int:
+        """The number of bytes of rows that the last state holds, at most."""
+        return self._table.n_held
 
     def kept(self) -> dict[str, Any] | None:
         """Return a state that holds the rows, as ``StagedTable.kept`` does."""

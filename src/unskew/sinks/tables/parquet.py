@@ -176,6 +176,11 @@ class StagedTable:
         """The number of rows appended since the last snapshot."""
         return self._n_buffered
 
+    @property
+    def n_held(self) -> int:
+        """The number of bytes of rows that the last state holds, at most."""
+        return sum(len(part.data) for part in list(self._parts))
+
     def append(self, rows: pl.DataFrame) -> None:
         """Append rows in sequence order; they stay in memory until the next snapshot. ``rows`` may be empty.
 
