@@ -231,7 +231,7 @@ def _full(_: int) -> None:
 
 def test_many_rows_are_staged(tmp_path):
     table, _ = Run(tmp_path, "kept, never").table()
-    table.append(rows(range(10_000)))
+    table.append(rows(range(100_000)))
 
     assert table.kept() is None
 

@@ -42,6 +42,8 @@ from unskew.sinks.tables.layout import view_root
 from unskew.sinks.tables.parquet import record_shards, refuse_earlier
 
 ROWS_PER_REFILL = 20_000
+MOST_HELD_BYTES = 1 << 25
+"""The states of all tables of a process hold at most about so many bytes of rows."""
 
 _Answer = TypeVar("_Answer")
 
@@ -317,7 +319,12 @@ class ParquetSink(_Sink):
 
     def require_room_for_rows(self) -> None:
         """Raise ``StoreUnavailable`` if the recovery store may lack the room for what the tables' states hold."""
-        self._require_room(sum(part.n_held for part in self._parts))
+        self._require_room(self.n_held)
+
+    @property
+    def n_held(self) -> int:
+        """The number of bytes of rows that the tables' states hold."""
+        return sum(part.n_held for part in self._parts)
 
     def refuse_earlier(self, shards: Iterable[str], partitions: Iterable[str]) -> None:
         """Raise ``LayoutError`` if an earlier run published rows of these writers, none of which has a saved state.
@@ -390,14 +397,24 @@ class _ParquetPart(StatefulSinkPartition[Any, dict[str, Any]]):
     def snapshot(self) -> dict[str, Any]:
         with self._sink.epochs.snapshot("sink"):
             self._sink.still_ours()
-            states = {name: table.kept() for name, table in self._tables.items()}
-            kept = {name: state for name, state in states.items() if state is not None}
+            kept = self._kept()
             rest = {name: table.snapshot for name, table in self._tables.items() if name not in kept}
             tables = {**kept, **self._sink.at_once(rest)}
             # Last of all that an epoch does before the recovery store is written, and tables may share its disk.
-            self.n_held = sum(table.n_held for table in self._tables.values())
             self._sink.disk.until_done(self._sink.require_room_for_rows)
         return {**self._retired, **tables}
+
+    def _kept(self) -> dict[str, dict[str, Any]]:
+        """Return, by name, the states of those tables whose rows they can hold."""
+        kept: dict[str, dict[str, Any]] = {}
+        self.n_held = 0
+        room = MOST_HELD_BYTES - self._sink.n_held
+        for name, table in self._tables.items():
+            state = table.kept(room - self.n_held)
+            if state is not None:
+                kept[name] = state
+                self.n_held += table.n_held
+        return kept
 
     def settle(self) -> None:
         self._sink.at_once({name: table.settle for name, table in self._tables.items()})

@@ -56,9 +56,11 @@ TILES_PER_EVENT = 4
 
 It bounds both the time of a restart and the work of making bases, which is then constant per event.
 """
-KEPT_BYTES = 1 << 16
+KEPT_BYTES = 1 << 20
 """A manifest keeps at most so many bytes of events; more are made durable in a file within the commit."""
-ASIDE_BYTES = 1 << 13
+MOST_KEPT_BYTES = 1 << 25
+"""All manifests of a process keep at most so many."""
+ASIDE_BYTES = 1 << 15
 """Another thread writes the events that a manifest keeps once they are so many bytes: a file costs an fsync."""
 LONGEST_FILE_BYTES = 1 << 26
 WRITTEN_AT_ONCE = 1 << 23
@@ -163,6 +165,8 @@ class Changelogs:
         self._making: threading.Thread | None = None
         self._sizes: dict[Path, int] = {}
         self._kept: dict[Path, int] = {}
+        self.n_kept = 0
+        """The number of bytes of events that the manifests keep."""
         self.opened: list[Changelog] = []
         self.closed = threading.Event()
 
@@ -194,12 +198,12 @@ class Changelogs:
 
     def note_size(self, folder: Path, n_bytes: int, n_kept: int) -> None:
         self._sizes[folder] = n_bytes
+        self.n_kept += n_kept - self._kept.get(folder, 0)
         self._kept[folder] = n_kept
 
-    @property
-    def n_kept(self) -> int:
-        """The number of bytes of events that the manifests keep."""
-        return sum(self._kept.values())
+    def room(self, folder: Path) -> int:
+        """Return how many bytes of events the manifest of a shard may keep."""
+        return min(self.kept_bytes, MOST_KEPT_BYTES - self.n_kept + self._kept.get(folder, 0))
 
     @property
     def n_bytes(self) -> int:
@@ -316,7 +320,7 @@ class Changelog:
         """Return whether the manifest may keep the events that are in no file yet."""
         if self._current is not None and not self._current.is_durable:
             return False
-        return sum(len(chunk.encoded().data) for chunk in self._chunks) <= self._all.kept_bytes
+        return sum(len(chunk.encoded().data) for chunk in self._chunks) <= self._all.room(self.folder)
 
     def _hand_over(self) -> None:
         if self._waiting:

@@ -113,9 +113,9 @@ class LogTable:
         """The number of bytes of rows that the last state holds, at most."""
         return self._table.n_held
 
-    def kept(self) -> dict[str, Any] | None:
+    def kept(self, room: int) -> dict[str, Any] | None:
         """Return a state that holds the rows, as ``StagedTable.kept`` does."""
-        return self._table.kept()
+        return self._table.kept(room)
 
     def snapshot(self) -> dict[str, Any]:
         """Take a snapshot, as ``StagedTable.snapshot`` does."""
@@ -172,10 +172,10 @@ class DeadLetterTable:
         """The number of bytes of rows that the last state holds, at most."""
         return self._table.n_held
 
-    def kept(self) -> dict[str, Any] | None:
+    def kept(self, room: int) -> dict[str, Any] | None:
         """Return a state that holds the rows, as ``StagedTable.kept`` does."""
         self._append_waiting()
-        return self._table.kept()
+        return self._table.kept(room)
 
     def snapshot(self) -> dict[str, Any]:
         """Take a snapshot, as ``StagedTable.snapshot`` does."""
@@ -254,9 +254,9 @@ class ArchiveTable:
         """The number of bytes of rows that the last state holds, at most."""
         return self._table.n_held
 
-    def kept(self) -> dict[str, Any] | None:
+    def kept(self, room: int) -> dict[str, Any] | None:
         """Return a state that holds the rows, as ``StagedTable.kept`` does."""
-        return self._table.kept()
+        return self._table.kept(room)
 
     def snapshot(self) -> dict[str, Any]:
         """Take a snapshot, as ``StagedTable.snapshot`` does."""

@@ -50,7 +50,7 @@ from unskew.sinks.tables import checksum, layout
 from unskew.sinks.tables.aside import Aside
 from unskew.sinks.tables.publication import ByCoverage, ByRename, Publication
 
-KEPT_BYTES = 1 << 16
+KEPT_BYTES = 1 << 20
 """A state holds at most about so many bytes of rows of a table; more are staged in files."""
 _NEXT = "next"
 _SHOWN, _KEPT = "shown", "kept"
@@ -209,16 +209,16 @@ class StagedTable:
         """Set the coverage that holds once the rows appended so far are published; a value of None is not known yet."""
         self._coverage.update({name: value for name, value in coverage.items() if value is not None})
 
-    def kept(self) -> dict[str, Any] | None:
+    def kept(self, room: int = KEPT_BYTES) -> dict[str, Any] | None:
         """Return the state to resume from, with the rows that no file has; None if ``snapshot()`` must be called.
 
-        Call it only when the previous state is durable.
+        ``room``: how many bytes of rows it may hold. Call it only when the previous state is durable.
         """
         if self._aside is None or self._failed:
             return None
         parts = list(self._parts)
         n_bytes = sum(len(part.data) for part in parts) + sum(rows.estimated_size() for _, rows in self._buffered)
-        if n_bytes > KEPT_BYTES:
+        if n_bytes > min(room, KEPT_BYTES):
             return None
         if parts:
             self._aside.soon(lambda: self._publish_aside(parts))
