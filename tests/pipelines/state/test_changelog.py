@@ -26,6 +26,7 @@ from unskew.features.plan import ViewPlan
 from unskew.features.shard_state import ShardState
 from unskew.pipelines.state import changelog as module
 from unskew.pipelines.state.changelog import Changelog, Changelogs, Manifest, restored
+from unskew.sinks.ipc import from_ipc, to_ipc
 
 SHARD = "h0"
 COUNT = view(Wanted("n", "count", lifetime()), Wanted("sum", "sum", sliding(6 * SECOND, 2 * SECOND), "x"))
@@ -478,3 +479,10 @@ def test_a_process_that_stood_still_damages_nothing_of_the_one_that_took_over(tm
 
     again, _ = restored(Changelogs(tmp_path), COUNT, SHARD, manifest)
     assert again.to_bytes() == new_state.to_bytes()
+
+
+def test_events_that_an_earlier_version_wrote_are_read():
+    frame = _some(0, 10)
+
+    assert from_ipc(frame.write_ipc(None).getvalue()).equals(frame)
+    assert from_ipc(to_ipc([frame[:3], frame[3:]])).equals(frame)

@@ -31,7 +31,7 @@ import struct
 import threading
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
@@ -44,6 +44,7 @@ from unskew.features.kernel.repeats import Repeats
 from unskew.features.plan import ViewPlan
 from unskew.features.shard_state import ShardState
 from unskew.sinks import durable
+from unskew.sinks.ipc import from_ipc, to_ipc
 
 CHUNK_EVENTS = 25_000
 """The number of events that are encoded and written at once, between commits."""
@@ -560,7 +561,7 @@ def _records(stream: BinaryIO, n_bytes: int, what: str) -> Iterator[pl.DataFrame
                 f"{what} is damaged: the record that ends at byte {place} of {n_bytes} does not match its checksum; "
                 + REMEDY
             )
-        yield pl.read_ipc(body)
+        yield from_ipc(body)
 
 
 def _gathered(frames: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
@@ -601,15 +602,16 @@ class _Chunk:
     def encoded(self) -> Kept:
         if self._kept is None:
             assert self._frames is not None
-            self._kept = encoded(pl.concat(self._frames))
+            self._kept = encoded(self._frames)
             self._frames = None
         return self._kept
 
 
-def encoded(events: pl.DataFrame) -> Kept:
-    """Return events as a record of a file."""
-    body = events.write_ipc(None).getvalue()
-    return Kept(_HEAD.pack(len(body), zlib.crc32(body)) + body, events.height, int(events.item(-1, "arrival")))
+def encoded(frames: Sequence[pl.DataFrame]) -> Kept:
+    """Return events as a record of a file; no frame is empty."""
+    body = to_ipc(frames)
+    n_events = sum(frame.height for frame in frames)
+    return Kept(_HEAD.pack(len(body), zlib.crc32(body)) + body, n_events, int(frames[-1].item(-1, "arrival")))
 
 
 def _joined(parts: list[Kept]) -> Kept | None:

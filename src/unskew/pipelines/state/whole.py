@@ -86,7 +86,7 @@ class WholeState:
             if self._recent:
                 file = Growing(folder, self._number, self._files.still_ours)
                 for recent in self._recent:
-                    file.add(encoded(recent))
+                    file.add(encoded([recent]))
                 file.sync()
                 events.append(file.described())
                 file.close()

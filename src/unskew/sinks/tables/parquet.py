@@ -45,6 +45,7 @@ from unskew.features.registry import describe_one
 from unskew.features.time import DAY_US, day_of
 from unskew.features.view import View
 from unskew.sinks import durable
+from unskew.sinks.ipc import from_ipc, to_ipc
 from unskew.sinks.objects import ObjectPath
 from unskew.sinks.tables import checksum, layout
 from unskew.sinks.tables.aside import Aside
@@ -77,7 +78,7 @@ class _Part:
     @classmethod
     def of(cls, saved: Mapping[str, Any]) -> "_Part":
         data = saved["rows"]
-        rows = pl.read_ipc(data) if data else None
+        rows = from_ipc(data) if data else None
         return cls(first=saved["first"], next_sequence=saved[_NEXT], coverage=saved["coverage"], rows=rows, data=data)
 
 
@@ -226,7 +227,7 @@ class StagedTable:
         last = self._parts[-1] if self._parts else self._shown
         if self._buffered or last.coverage != coverage:
             rows = self._completed() if self._buffered else None
-            data = b"" if rows is None else rows.write_ipc(None).getvalue()
+            data = b"" if rows is None else to_ipc([rows])
             self._add_part(rows, data)
         return self._state()
 
@@ -355,7 +356,7 @@ class StagedTable:
             start = end
 
     def _completed(self) -> pl.DataFrame:
-        return self._at_staging(pl.concat([rows for _, rows in self._buffered]))
+        return self._at_staging(pl.concat([rows for _, rows in self._buffered], rechunk=True))
 
 
 def refuse_earlier(root: Path, writer: str) -> None:
