@@ -7,7 +7,7 @@ does: what is little is returned for the recovery store, pickled as Bytewax does
 (that work ends before the next epoch begins, and is not counted). *files* makes the same durable in files at once, as a
 pipeline does with what is much: changelogs one after the other, tables by 16 threads. Both do the same epochs, in
 turns. *thread* and *process* are processor time, of the flow's thread and of all threads; *fsyncs* are those of all
-threads meanwhile, and *store* are the bytes for the recovery store, which hold the rows of two epochs: this one, and the
+threads meanwhile, and *store* are the bytes for the recovery store, which hold the rows of two epochs: this one and the
 one before, which is published now. What Bytewax takes to write them is not measured here, see ``bench_epochs.py``.
 """
 
