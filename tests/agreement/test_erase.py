@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 import shutil
 import signal
 import subprocess
@@ -28,7 +29,11 @@ from unskew.offline.compaction import Limits, archive_tables, compact, dead_lett
 from unskew.pipelines.deployment import owner_of
 from unskew.pipelines.history.ahead import Ahead, backfill_ahead
 from unskew.pipelines.run import run
+from unskew.pipelines.state.folder import RECOVERY
+from unskew.pipelines.state.saved import read_saved
 from unskew.sinks.lease import Lease
+from unskew.sinks.tables.layout import published_files, view_root
+from unskew.sinks.tables.parquet import rows_of
 
 DEFINITIONS = """
 from tests.support.pipeline import SCHEMA
@@ -218,6 +223,53 @@ def test_nothing_of_the_entity_is_left_and_all_others_are_as_before(bench: Bench
     assert pipeline.audited() == []
 
 
+def test_rows_that_only_the_recovery_store_holds_are_published_without_the_entity(bench: Bench) -> None:
+    topic = bench.produce(RECORDS[:160], n_partitions=2)
+    definitions = bench.root / "definitions.py"
+    definitions.write_text(DEFINITIONS.format(topic=topic))
+    redis.Redis.from_url(bench.redis_url).flushdb()
+    pipeline = Pipeline(Outcome(load(definitions), bench.deployment(n_hashes=2)), definitions, bench.redis_url)
+    pipeline.ran()
+    bench.append(topic, RECORDS[160:])
+    pipeline.ran()
+    before, archived = pipeline.content(), pipeline.outcome.archive()
+    where = pipeline.outcome.deployment
+    saved = read_saved(Path(where.state) / RECOVERY, {})
+    # As after a kill before anything of the last epoch was published.
+    unpublished = 0
+    for name, table in saved.tables.items():
+        kind, place, part = name.split("/")
+        if not rows_of(table):
+            continue
+        root = {
+            "log": lambda place=place: view_root(where.log, *_version(place)),
+            "archive": lambda place=place: Path(where.archive) / place,
+            "dead": lambda place=place: Path(where.dead_letters) / place,
+        }[kind]()
+        for file in published_files(root, part if kind == "log" else f"p{part}"):
+            if file.first >= table["shown"]["next"]:
+                file.path.unlink()
+                unpublished += 1
+    assert unpublished
+
+    looked = pipeline.erase(GONE, more=("--dry-run",))
+    assert "the entity is in" in looked.output, looked.output
+    erased = pipeline.erase(GONE)
+
+    assert erased.exit_code == 0, erased.output
+    assert traces(pipeline) == []
+    assert pipeline.content() == before
+    places = ["_partition", "_offset", "_arrival"]
+    assert pipeline.outcome.archive().select(places).equals(archived.select(places))
+    pipeline.ran()
+    assert pipeline.content() == before
+
+
+def _version(view_id: str) -> tuple[str, int]:
+    name, _, version = view_id.partition("@")
+    return name, int(version)
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -335,7 +387,12 @@ holds = FeatureView("holds", entity=item, stream=stream, owner="tests", features
     assert result.exit_code == 1
     assert "error: log holds@1: " in result.output
     assert "a view of another entity stores the key as a value" in result.output
-    assert {path for path in traces(made) if "/holds" not in path and ":holds@" not in path} == set()
+    left = {path for path in traces(made) if "/holds" not in path and ":holds@" not in path}
+    saved = read_saved(Path(made.outcome.deployment.state) / RECOVERY, {})
+    assert {path.rpartition("/")[2] for path in left} <= {"part-0.sqlite3"}
+    # Of what the recovery store holds, only the newest events of that view.
+    assert {one["view"] for one in saved.shards if GONE.encode() in pickle.dumps(one)} <= {"holds@1"}
+    assert GONE.encode() not in pickle.dumps(saved.tables)
     assert traces(made) != []
     shutil.rmtree(where.log / "holds")
     definitions.write_text(DEFINITIONS.format(topic=topic))

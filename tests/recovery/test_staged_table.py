@@ -1,12 +1,17 @@
 """A process that dies at any call to the file system loses no row and shows none twice."""
 
 import os
+import pickle
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 
 from tests.support.plans import DAY
+from unskew.features.errors import StoreUnavailable
+from unskew.sinks.tables.aside import Aside
 from unskew.sinks.tables.layout import INSTANT, published_files, read_coverage
 from unskew.sinks.tables.parquet import StagedTable
 
@@ -57,20 +62,56 @@ class Disk:
         monkeypatch.setattr(owner, name, watched)
 
 
-class Run:
-    """A flow over ``N_ROWS`` rows with an epoch each ``ROWS_PER_EPOCH``; ``durable`` is its recovery store."""
+class Later(Aside):
+    """Makes the calls after ``wait`` more epochs; 0: within the epoch's end, None: never."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, wait: int | None) -> None:
+        self._wait = wait
+        self._calls: list[Callable[[], None]] = []
+
+    def soon(self, call: Callable[[], None]) -> None:
+        self._calls.append(call)
+        if self._wait == 0:
+            self._calls.pop()()
+
+    def epoch(self) -> None:
+        if self._wait is not None:
+            while len(self._calls) >= self._wait > 0:
+                self._calls.pop(0)()
+
+
+KINDS = {"staged": "staged", "kept, at once": 0, "kept, later": 1, "kept, much later": 2, "kept, never": None}
+
+
+class Run:
+    """A flow over ``N_ROWS`` rows with an epoch each ``ROWS_PER_EPOCH``; ``durable`` is its recovery store.
+
+    ``kind``: how its states hold rows, and when these are published. ``staged``: the epochs whose rows are staged
+    nevertheless, because there are too many.
+    """
+
+    def __init__(self, root: Path, kind: str = "staged", staged: Collection[int] = (1,)) -> None:
         self.root = root
-        self.durable: dict[str, int] | None = None
+        self.kind = KINDS[kind]
+        self.staged = staged
+        self.durable: dict[str, Any] | None = None
+
+    def table(self) -> tuple[StagedTable, Later | None]:
+        aside = None if self.kind == "staged" else Later(self.kind)
+        saved = None if self.durable is None else pickle.loads(pickle.dumps(self.durable))
+        arguments: Any = {"day_column": "t", "sequence_column": "n", "metadata": {}, "saved": saved, "aside": aside}
+        return StagedTable(self.root, "p0", **arguments), aside
 
     def go(self) -> None:
-        table = StagedTable(self.root, "p0", day_column="t", sequence_column="n", metadata={}, saved=self.durable)
+        table, aside = self.table()
         while table.next_sequence < N_ROWS:
             low = table.next_sequence
             table.append(rows(range(low, min(low + ROWS_PER_EPOCH, N_ROWS))))
             table.cover({"since": 0, "complete_to": table.next_sequence})
-            self.durable = table.snapshot()
+            state = None if low // ROWS_PER_EPOCH in self.staged else table.kept()
+            self.durable = table.snapshot() if state is None else state
+            if aside is not None:
+                aside.epoch()
         table.settle()
 
 
@@ -84,21 +125,22 @@ def published(root: Path) -> list[int]:
     return sorted(n for file in published_files(root) for n in pl.read_parquet(file.path, hive_partitioning=False)["n"])
 
 
-def calls_of_a_whole_run(tmp_path: Path, disk: Disk) -> int:
+def calls_of_a_whole_run(tmp_path: Path, disk: Disk, kind: str) -> int:
     before = disk.calls
-    Run(tmp_path / "whole").go()
+    Run(tmp_path / "whole", kind).go()
     return disk.calls - before
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-def test_dying_at_any_disk_call_loses_nothing_and_doubles_nothing(tmp_path, monkeypatch, after):
+def test_dying_at_any_disk_call_loses_nothing_and_doubles_nothing(tmp_path, monkeypatch, after, kind):
     disk = Disk(monkeypatch)
     disk.after = after
-    n_calls = calls_of_a_whole_run(tmp_path, disk)
+    n_calls = calls_of_a_whole_run(tmp_path, disk, kind)
     assert n_calls > 40
 
     for call in range(1, n_calls + 1):
-        run = Run(tmp_path / f"{call}")
+        run = Run(tmp_path / f"{call}", kind)
         disk.calls, disk.die_at = 0, call
         with pytest.raises(Died):
             run.go()
@@ -116,13 +158,14 @@ def test_dying_at_any_disk_call_loses_nothing_and_doubles_nothing(tmp_path, monk
         assert read_coverage(run.root).complete_to_us == N_ROWS
 
 
-def test_dying_again_while_recovering_loses_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", KINDS)
+def test_dying_again_while_recovering_loses_nothing(tmp_path, monkeypatch, kind):
     disk = Disk(monkeypatch)
-    n_calls = calls_of_a_whole_run(tmp_path, disk)
+    n_calls = calls_of_a_whole_run(tmp_path, disk, kind)
 
     for first in range(1, n_calls + 1, 5):
         for second in range(1, 20, 3):
-            run = Run(tmp_path / f"{first}-{second}")
+            run = Run(tmp_path / f"{first}-{second}", kind)
             disk.calls, disk.die_at = 0, first
             with pytest.raises(Died):
                 run.go()
@@ -146,3 +189,62 @@ def test_an_epoch_that_did_not_become_durable_is_written_anew(tmp_path):
     run.go()
 
     assert published(tmp_path) == list(range(N_ROWS))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "staged"])
+def test_a_state_that_was_settled_is_not_published_again(tmp_path, kind):
+    run = Run(tmp_path, kind, staged=())
+    run.go()
+    before = {file.path: file.path.stat().st_ino for file in published_files(tmp_path)}
+    assert run.durable is not None
+    assert "kept" in run.durable
+
+    run.go()
+
+    assert {file.path: file.path.stat().st_ino for file in published_files(tmp_path)} == before
+
+
+def test_a_disk_that_fails_aside_is_reported_by_the_next_epochs_end(tmp_path, monkeypatch):
+    table, _ = Run(tmp_path, "kept, at once").table()
+    table.append(rows(range(4)))
+    table.cover({"since": 0, "complete_to": 4})
+    assert table.kept() is not None
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", _full)
+        table.append(rows(range(4, 6)))
+        table.cover({"complete_to": 6})
+        # The failure is of what is published aside; the rows are in the state.
+        assert table.kept() is not None
+        assert table.kept() is None
+        with pytest.raises(StoreUnavailable):
+            table.snapshot()
+    assert published(tmp_path) == []
+    table.snapshot()
+    table.settle()
+
+    assert published(tmp_path) == list(range(6))
+
+
+def _full(_: int) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_many_rows_are_staged(tmp_path):
+    table, _ = Run(tmp_path, "kept, never").table()
+    table.append(rows(range(100_000)))
+
+    assert table.kept() is None
+
+
+def test_dead_letters_that_a_state_holds_are_numbered_in_their_order(tmp_path):
+    arguments: Any = {"day_column": "t", "sequence_column": None, "metadata": {}}
+    table = StagedTable(tmp_path, "p0", saved=None, aside=Later(None), **arguments)
+    for low in range(0, N_ROWS, ROWS_PER_EPOCH):
+        table.append(rows(range(low, low + ROWS_PER_EPOCH)))
+        table.cover({"since": 0})
+        state = table.kept()
+
+    StagedTable(tmp_path, "p0", saved=state, **arguments)
+
+    assert published(tmp_path) == list(range(N_ROWS))
+    assert published_files(tmp_path)[-1].last == N_ROWS - 1

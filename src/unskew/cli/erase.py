@@ -75,12 +75,13 @@ def erase(
     from unskew.offline import erasing
     from unskew.offline.compaction import refuse_swapped
     from unskew.pipelines.deployment import owner_of
-    from unskew.pipelines.erasing import erase_state, is_pipeline, is_state, search_state
+    from unskew.pipelines.erasing import erase_state, is_pipeline, is_state, publish_held, search_state
     from unskew.pipelines.history.archive import columns_of
     from unskew.pipelines.state.folder import BATCH
     from unskew.serving.sample import SERVED
     from unskew.sinks.lease import EVERYTHING, Leases
     from unskew.sinks.redis.server import Server
+    from unskew.sinks.tables.kinds import Roots
 
     plan = plan_of(definitions, log, applied=False)
     one = OneEntity.of(_entity(entity, plan, log), keys)
@@ -116,6 +117,11 @@ def erase(
                 f"count from the archive, will differ for entities that have met this one{again}",
                 err=True,
             )
+        if not dry_run:
+            erasing.refuse_unfinished(archive)
+            for state in states:
+                # Before the tables are looked at, because it adds files to them.
+                publish_held(state, plan, Roots(log=log, archive=archive, dead_letters=letters), leases.check, report)
         decoded = _decoder(plan, schema_registry, next(filter(is_pipeline, states), None))
         tables = erasing.places(
             one, views, log, archive, letters, read_by=columns_of, decoded=decoded, doubted=doubted_letters
@@ -125,7 +131,6 @@ def erase(
         closing.callback(server.close)
         removed: dict[str, int] = {}
         if not dry_run:
-            erasing.refuse_unfinished(archive)
             for state in states:
                 removed[f"state {state}"] = erase_state(state, plan, one, leases.check, report)
             removed["Redis"] = _in_redis(server, one, plan, report, dry_run=False)[0]

@@ -11,6 +11,9 @@ After a stop between any two steps the state is complete, with the entity or wit
 Views that are no longer computed can never go on, so their state is removed whole. SQLite keeps old pages, so the store
 is overwritten, emptied and packed (``secure_delete``, ``VACUUM``, an empty log).
 
+Before that, the rows of tables that the recovery store holds are published, as the next start would do, and taken out
+of it (``publish_held``), so that whoever erases from the tables finds them there.
+
 Views over tables have seeds and changelogs of their own (``state/batch``), which are treated in the same way. Rows that
 a killed import or materialization was sorting are removed: the next one sorts anew.
 """
@@ -41,10 +44,13 @@ from unskew.pipelines.state.folder import (
     refuse_strangers,
 )
 from unskew.pipelines.state.ordering import Shard, Siblings, from_ipc
-from unskew.pipelines.state.saved import FLOW, SHARDS, read_saved
+from unskew.pipelines.state.saved import FLOW, SHARDS, TABLES, Saved, read_saved
 from unskew.pipelines.state.seeds import BACKFILL, Seeds
 from unskew.pipelines.state.whole import WholeState
 from unskew.sinks import durable
+from unskew.sinks.tables.kinds import Roots
+from unskew.sinks.tables.parquet import rows_of, without_rows
+from unskew.sinks.wall import wall_us
 
 Report = Callable[[str], None]
 _COPY = ".copy"
@@ -71,6 +77,57 @@ def erase_state(
     )
 
 
+def publish_held(
+    state: Path, plan: Plan, roots: Roots, still_ours: Callable[[], None], report: Report = lambda _: None
+) -> None:
+    """Publish the rows of tables that a recovery store holds, and take them out of it.
+
+    Nobody will publish those of a view that is not in the plan any more. This process holds all leases. Raises as
+    ``erase_state`` does.
+    """
+    if not is_pipeline(state):
+        return
+    refuse_strangers(state)
+    # Refuses what ``erase_state`` would refuse, before anything has changed.
+    _views(state, plan)
+    views = {view.id: view for view in plan.views.values()}
+    with durable.disk(state):
+        for name, saved in sorted(_saved(state).tables.items()):
+            if rows_of(saved) and (not name.startswith("log/") or name.split("/")[1] in views):
+                report(f"rows of {name}")
+                roots.open(name, saved, views, now_us=wall_us, still_ours=still_ours)
+        still_ours()
+        _strip(state / RECOVERY)
+
+
+def _strip(recovery: Path) -> None:
+    """Take all rows of tables out of a recovery store."""
+    for path in sorted(recovery.glob("*.sqlite3")):
+        with _rewriting(path) as store:
+            for row, data in _entries(store, TABLES):
+                # The folder belongs to this user alone, see ``_replace``.
+                tables = {name: without_rows(saved) for name, saved in pickle.loads(data).items()}  # noqa: S301
+                store.execute("UPDATE snaps SET ser_change = ? WHERE rowid = ?", (pickle.dumps(tables), row))
+            store.execute("COMMIT")
+
+
+@contextlib.contextmanager
+def _rewriting(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open a part of a recovery store for one transaction, after which no trace is left of what it replaced."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as store:
+        store.execute("PRAGMA secure_delete = ON")
+        store.execute("BEGIN IMMEDIATE")
+        yield store
+        store.execute("VACUUM")
+        store.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def _entries(store: sqlite3.Connection, step: str) -> list[tuple[int, bytes]]:
+    """Return the entries of a step of the flow, of all epochs, by their places."""
+    query = "SELECT rowid, ser_change FROM snaps WHERE step_id = ? AND ser_change IS NOT NULL"
+    return store.execute(query, (f"{FLOW}.{step}",)).fetchall()
+
+
 def _erase_shards(
     state: Path,
     plan: Plan,
@@ -86,7 +143,7 @@ def _erase_shards(
     n_found = 0
     try:
         with durable.disk(state):
-            saved = _saved(state)
+            saved = _saved(state).shards
             # A start does not read these seeds any more, and the files that they name may be gone.
             for view_id, name in sorted(_taken_over(state, saved)):
                 still_ours()
@@ -148,7 +205,9 @@ def search_state(
     are looked for in every file as well.
     """
     found: list[str] = []
-    saved = _saved(state) if is_pipeline(state) else ()
+    last = _saved(state) if is_pipeline(state) else Saved(shards=(), places={}, tables={})
+    saved = last.shards
+    found += [f"rows of {name}" for name, table in last.tables.items() if _is_in_rows(one, rows_of(table))]
     views = _views(state, plan)
     for folder, of_folder, shards in (
         (state, {**views, **_views_of_seeds(state, plan)}, saved),
@@ -176,6 +235,10 @@ def search_state(
         if len(octets) >= DISTINCT_BYTES and _mentions(path, octets):
             found.append(str(path))
     return n_files, n_bytes, found
+
+
+def _is_in_rows(one: OneEntity, parts: Sequence[pl.DataFrame]) -> bool:
+    return any({*one.entity.keys} <= {*rows.columns} and rows.filter(one.where()).height for rows in parts)
 
 
 DISTINCT_BYTES = 6
@@ -207,20 +270,20 @@ def _views(state: Path, plan: Plan) -> dict[str, ViewPlan]:
     return {view_id: view for view_id, view in views.items() if view_id not in held.retired}
 
 
-def _saved(state: Path) -> Sequence[Mapping[str, Any]]:
-    """Return the shards as the last durable epoch left them."""
+def _saved(state: Path) -> Saved:
+    """Return shards and positions of tables as the last durable epoch left them."""
     copies = state / _COPY
     # A process that was killed may have left its copy, in which the entity is still.
     shutil.rmtree(copies, ignore_errors=True)
     copies.mkdir()
     try:
-        return read_saved(state / RECOVERY, {}, copies).shards
+        return read_saved(state / RECOVERY, {}, copies)
     finally:
         shutil.rmtree(copies, ignore_errors=True)
 
 
 def _manifest(shard: Mapping[str, Any]) -> Manifest:
-    return msgspec.json.decode(shard["changelog"], type=Manifest)
+    return Manifest.from_bytes(shard["changelog"])
 
 
 def _holds(changelogs: Changelogs, view: ViewPlan, shard: Mapping[str, Any], one: OneEntity) -> bool:
@@ -263,15 +326,9 @@ def _replace(
     """
     as_read = {(one["view"], one["shard"]): one for one in saved}
     for path in sorted(recovery.glob("*.sqlite3")):
-        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as store:
-            store.execute("PRAGMA secure_delete = ON")
-            store.execute("BEGIN IMMEDIATE")
-            found = store.execute(
-                "SELECT rowid, ser_change FROM snaps WHERE step_id = ? AND ser_change IS NOT NULL",
-                (f"{FLOW}.{SHARDS}",),
-            ).fetchall()
+        with _rewriting(path) as store:
             replaced = set()
-            for row, data in found:
+            for row, data in _entries(store, SHARDS):
                 # The folder belongs to this user alone (``refuse_strangers``), as Bytewax itself needs it.
                 one = pickle.loads(data)  # noqa: S301
                 place = one["view"], one["shard"]
@@ -286,8 +343,6 @@ def _replace(
                 store.execute("ROLLBACK")
                 raise LayoutError(f"the recovery store {recovery} lacks what was read from it; {REMEDY}")
             store.execute("COMMIT")
-            store.execute("VACUUM")
-            store.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def _views_of_seeds(folder: Path, plan: Plan) -> dict[str, ViewPlan]:

@@ -37,15 +37,17 @@ from unskew.sinks.objects import ObjectPath, together
 from unskew.sinks.patience import Patience
 from unskew.sinks.redis.scrub import Pace
 from unskew.sinks.redis.writer import RedisWriter
-from unskew.sinks.tables.kinds import ArchiveTable, DeadLetterTable, LogTable
+from unskew.sinks.tables.aside import Aside
+from unskew.sinks.tables.kinds import ArchiveTable, DeadLetterTable, LogTable, Roots, Table
 from unskew.sinks.tables.layout import view_root
 from unskew.sinks.tables.parquet import record_shards, refuse_earlier
 
 ROWS_PER_REFILL = 20_000
+MOST_HELD_BYTES = 1 << 25
+"""The states of all tables of a process hold at most about so many bytes of rows."""
 
 _Answer = TypeVar("_Answer")
 
-Table = LogTable | DeadLetterTable | ArchiveTable
 Steps = Updates | NothingToCome
 
 
@@ -246,13 +248,15 @@ class ParquetSink(_Sink):
         objects: Patience,
         epochs: Epochs,
         still_ours: Callable[[], None],
-        require_room: Callable[[], None],
+        require_room: Callable[[int], None],
         seeds: Seeds,
+        aside: Aside,
     ) -> None:
         self.seeds = seeds
+        self._aside = aside
         self.disk = disk
         self._objects = objects
-        self.require_room = require_room
+        self._require_room = require_room
         self.epochs = epochs
         self.still_ours = still_ours
         self._shards = shards
@@ -260,9 +264,7 @@ class ParquetSink(_Sink):
         self.built = threading.Event()
         """Set when Bytewax builds the flow: the processes of a cluster have found each other by then."""
         self.views = _views_by_id(plan)
-        self._log = log
-        self._archive = archive
-        self._dead_letters = dead_letters
+        self._roots = Roots(log=log, archive=archive, dead_letters=dead_letters)
         self._now_us = now_us
         self._parts: list[_ParquetPart] = []
 
@@ -278,10 +280,7 @@ class ParquetSink(_Sink):
         return part
 
     def open(self, saved: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Table]:
-        """Open tables by name, with their saved state, except those whose view is no longer defined.
-
-        Names are ``log/{view}/{shard}``, ``archive/{topic}/{partition}`` or ``dead/{topic}/{partition}``.
-        """
+        """Open tables by name (``Roots.open``), with their saved state, except those of views not defined any more."""
         return self.at_once(
             {
                 name: partial(self._opened, name, state)
@@ -292,19 +291,15 @@ class ParquetSink(_Sink):
 
     def _opened(self, name: str, saved: Mapping[str, Any] | None) -> Table:
         kind, place, part = name.split("/")
-        if kind == "log":
-            view = self.views[place]
-            if saved is None and (seed := self.seeds.read(view, part)) is not None:
-                saved = seed.log
-            return LogTable(self._log, view, part, saved, now_us=self._now_us, still_ours=self.still_ours)
-        if kind == "archive":
-            return ArchiveTable(self._archive, place, int(part), saved, still_ours=self.still_ours)
-        return DeadLetterTable(self._dead_letters, place, f"p{part}", saved, still_ours=self.still_ours)
+        if kind == "log" and saved is None and (seed := self.seeds.read(self.views[place], part)) is not None:
+            saved = seed.log
+        return self._roots.open(
+            name, saved, self.views, now_us=self._now_us, still_ours=self.still_ours, aside=self._aside
+        )
 
     def store_of(self, name: str) -> Patience:
         """Return the store of a table, by its name."""
-        roots = {"log": self._log, "archive": self._archive, "dead": self._dead_letters}
-        return self._objects if isinstance(roots[name.partition("/")[0]], ObjectPath) else self.disk
+        return self._objects if isinstance(self._roots.of(name), ObjectPath) else self.disk
 
     def at_once(self, calls: Mapping[str, Callable[[], _Answer]]) -> dict[str, _Answer]:
         """Return the answers to calls of tables, by name.
@@ -323,6 +318,15 @@ class ParquetSink(_Sink):
                 store.until_done(partial(call_the_rest, names))
         return {name: done[name] for name in calls}
 
+    def require_room_for_rows(self) -> None:
+        """Raise ``StoreUnavailable`` if the recovery store may lack the room for what the tables' states hold."""
+        self._require_room(self.n_held)
+
+    @property
+    def n_held(self) -> int:
+        """The number of bytes of rows that the tables' states hold."""
+        return sum(part.n_held for part in self._parts)
+
     def refuse_earlier(self, shards: Iterable[str], partitions: Iterable[str]) -> None:
         """Raise ``LayoutError`` if an earlier run published rows of these writers, none of which has a saved state.
 
@@ -331,10 +335,10 @@ class ParquetSink(_Sink):
         for name in sorted(shards):
             view_id, _, shard = name.partition("/")
             view = self.views[view_id]
-            refuse_earlier(view_root(self._log, view.name, view.version), shard)
+            refuse_earlier(view_root(self._roots.log, view.name, view.version), shard)
         for name in sorted(partitions):
             topic, _, writer = name.rpartition("/")
-            for root in (self._archive, self._dead_letters):
+            for root in (self._roots.archive, self._roots.dead_letters):
                 refuse_earlier(root / topic, writer)
 
     def begin(self) -> None:
@@ -342,7 +346,7 @@ class ParquetSink(_Sink):
         if not self._begun:
             for view_id, names in self._shards.by_view.items():
                 view = self.views[view_id]
-                root = view_root(self._log, view.name, view.version)
+                root = view_root(self._roots.log, view.name, view.version)
                 mine = self._shards.own
                 own = None if mine is None else {name.removeprefix(f"{view_id}/") for name in mine}
                 self.store_of("log").until_done(
@@ -362,6 +366,7 @@ class _ParquetPart(StatefulSinkPartition[Any, dict[str, Any]]):
     def __init__(self, sink: ParquetSink, saved: dict[str, Any]) -> None:
         self._sink = sink
         self._tables = sink.open(saved)
+        self.n_held = 0
         # Saved positions of tables whose views are no longer defined are kept.
         self._retired = {name: state for name, state in saved.items() if name not in self._tables}
 
@@ -393,10 +398,24 @@ class _ParquetPart(StatefulSinkPartition[Any, dict[str, Any]]):
     def snapshot(self) -> dict[str, Any]:
         with self._sink.epochs.snapshot("sink"):
             self._sink.still_ours()
-            tables = self._sink.at_once({name: table.snapshot for name, table in self._tables.items()})
+            kept = self._kept()
+            rest = {name: table.snapshot for name, table in self._tables.items() if name not in kept}
+            tables = {**kept, **self._sink.at_once(rest)}
             # Last of all that an epoch does before the recovery store is written, and tables may share its disk.
-            self._sink.disk.until_done(self._sink.require_room)
+            self._sink.disk.until_done(self._sink.require_room_for_rows)
         return {**self._retired, **tables}
+
+    def _kept(self) -> dict[str, dict[str, Any]]:
+        """Return, by name, the states of those tables whose rows they can hold."""
+        kept: dict[str, dict[str, Any]] = {}
+        self.n_held = 0
+        room = MOST_HELD_BYTES - self._sink.n_held
+        for name, table in self._tables.items():
+            state = table.kept(room - self.n_held)
+            if state is not None:
+                kept[name] = state
+                self.n_held += table.n_held
+        return kept
 
     def settle(self) -> None:
         self._sink.at_once({name: table.settle for name, table in self._tables.items()})

@@ -14,8 +14,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgspec
-
 from unskew.features.definitions.recorded import words_of
 from unskew.features.errors import RequestError, Stopped
 from unskew.features.plan import Plan, ViewPlan
@@ -321,4 +319,4 @@ def _id_path(job: Materialize, view: ViewPlan) -> Path:
 
 
 def _manifest(seed: Seed) -> Manifest:
-    return msgspec.json.decode(seed.snapshot["changelog"], type=Manifest)
+    return Manifest.from_bytes(seed.snapshot["changelog"])

@@ -30,7 +30,7 @@ from unskew.pipelines.kafka.source import KafkaSource, SourceOptions
 from unskew.pipelines.kafka.turns import LONGEST_S, SHORTEST_S, Turns
 from unskew.pipelines.progress import Progress
 from unskew.pipelines.routing import Router
-from unskew.pipelines.state.changelog import Changelogs
+from unskew.pipelines.state.changelog import KEPT_BYTES, Changelogs
 from unskew.pipelines.state.folder import CHANGELOG, COMPILED, JOURNAL, RECOVERY, StateFolder, make_state_folder
 from unskew.pipelines.state.journal import Journal
 from unskew.pipelines.state.known_topics import KnownTopics
@@ -46,6 +46,7 @@ from unskew.sinks.objects import ObjectPath, concerns, probe
 from unskew.sinks.patience import Flag, Patience
 from unskew.sinks.record import Record, published, require_applied
 from unskew.sinks.redis.writer import RedisWriter
+from unskew.sinks.tables.aside import Aside
 from unskew.sinks.wall import wall_us
 
 _log = logging.getLogger("unskew.run")
@@ -293,6 +294,7 @@ class _Opened:
     state: StateFolder
     journal: Journal
     changelogs: Changelogs
+    aside: Aside
     writer: RedisWriter
 
     def patience_of(self, place: Path) -> Patience:
@@ -373,8 +375,10 @@ def _open(plan: Plan, deployment: Deployment, stop: Flag, closing: ExitStack) ->
             "log; restore the journal from the backup that holds the state, if there is one",
             deployment.state / JOURNAL,
         )
-    changelogs = Changelogs(deployment.state / CHANGELOG, leases.check, partial(_go_on, stop))
+    changelogs = Changelogs(deployment.state / CHANGELOG, leases.check, partial(_go_on, stop), kept_bytes=KEPT_BYTES)
     closing.callback(changelogs.close)
+    aside = Aside()
+    closing.callback(aside.close)
     writer = RedisWriter(
         deployment.redis_url,
         deployment.prefix,
@@ -399,6 +403,7 @@ def _open(plan: Plan, deployment: Deployment, stop: Flag, closing: ExitStack) ->
         state=state,
         journal=journal,
         changelogs=changelogs,
+        aside=aside,
         writer=writer,
     )
 
@@ -498,8 +503,9 @@ def _wire(
         opened.objects,
         progress.epochs,
         opened.leases.check,
-        opened.state.require_room,
+        lambda n_held: opened.state.require_room(n_held + opened.changelogs.n_kept),
         seeds,
+        opened.aside,
     )
     redis = RedisSink(plan, opened.writer, wall_us, topics.shards, opened.server, progress.epochs, deployment.scrub_us)
     topics.turns.before_rest = redis.rest

@@ -1,10 +1,14 @@
 """A shard that restarts from its changelog goes on as if nothing had been; and what is damaged is named."""
 
+import json
+import os
 import shutil
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import polars as pl
 import pytest
 from hypothesis import given
@@ -22,6 +26,7 @@ from unskew.features.plan import ViewPlan
 from unskew.features.shard_state import ShardState
 from unskew.pipelines.state import changelog as module
 from unskew.pipelines.state.changelog import Changelog, Changelogs, Manifest, restored
+from unskew.sinks.ipc import from_ipc, to_ipc
 
 SHARD = "h0"
 COUNT = view(Wanted("n", "count", lifetime()), Wanted("sum", "sum", sliding(6 * SECOND, 2 * SECOND), "x"))
@@ -37,19 +42,20 @@ class Life(Fed):
         batches: list[tuple[int, int, int]],
         folder: Path,
         restarts: set[int],
+        kept_bytes: int,
     ) -> None:
         self.view = view
         self.current = {}
-        logs = Changelogs(folder)
+        logs = Changelogs(folder, kept_bytes=kept_bytes)
         self.state = ShardState(view, SHARD)
         notes = Changelog(logs, view, SHARD, None)
         closed = []
         steps = [(history.events[first:past], clock) for first, past, clock in batches]
         for number, (records, clock) in enumerate([*steps, (None, history.clock_us)]):
-            manifest = notes.snapshot(self.state, 0)
+            manifest = Manifest.from_bytes(notes.snapshot(self.state, 0).to_bytes())
             if number in restarts:
                 logs.close()
-                logs = Changelogs(folder)
+                logs = Changelogs(folder, kept_bytes=kept_bytes)
                 self.state, _ = restored(logs, view, SHARD, manifest)
                 notes = Changelog(logs, view, SHARD, manifest)
             evaluated = None if records is None else evaluate(view, records).events
@@ -68,15 +74,17 @@ def bases(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(module, "LEAST_EVENTS", 4)
     monkeypatch.setattr(module, "TILES_PER_EVENT", 4)
     monkeypatch.setattr(module, "CHUNK_EVENTS", 3)
+    monkeypatch.setattr(module, "ASIDE_BYTES", 3_000)
     return monkeypatch
 
 
 def _agree(view: ViewPlan, history: History, data: st.DataObject) -> None:
     batches = data.draw(splits(history))
     restarts = data.draw(st.sets(st.integers(0, len(batches))))
+    kept_bytes = data.draw(st.sampled_from([0, 2_000, 1 << 20]))
     folder = Path(tempfile.mkdtemp())
     try:
-        through, restarted = Fed(view, history, batches), Life(view, history, batches, folder, restarts)
+        through, restarted = Fed(view, history, batches), Life(view, history, batches, folder, restarts, kept_bytes)
     finally:
         shutil.rmtree(folder)
     assert restarted.log.equals(through.log)
@@ -130,6 +138,112 @@ def _fed(folder: Path, *, n_epochs: int = 6) -> tuple[Manifest, ShardState]:
 
 def _files(folder: Path) -> list[Path]:
     return sorted((folder / COUNT.id / SHARD).iterdir())
+
+
+def _syncs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list to which the name of the calling thread is added at each fsync."""
+    made: list[str] = []
+    for name in ("fsync", "fdatasync"):
+        call = getattr(os, name)
+
+        def noted(file: int, call: Callable[[int], None] = call) -> None:
+            made.append(threading.current_thread().name)
+            call(file)
+
+        monkeypatch.setattr(os, name, noted)
+    return made
+
+
+def test_few_events_cost_an_epochs_end_no_fsync_and_are_written_aside(tmp_path, monkeypatch):
+    made = _syncs(monkeypatch)
+    monkeypatch.setattr(module, "ASIDE_BYTES", 5_000)
+    logs = Changelogs(tmp_path, kept_bytes=1 << 16)
+    notes, state = Changelog(logs, COUNT, SHARD, None), ShardState(COUNT, SHARD)
+    manifests = []
+    for epoch in range(12):
+        applied = _some(10 * epoch, 10)
+        state.apply(applied, (10 * epoch + 10) * SECOND)
+        notes.append(applied)
+        manifests.append(notes.snapshot(state, 0))
+        logs.soon(lambda: None)
+    logs.close()
+
+    assert manifests[0].events == ()
+    assert manifests[0].kept is not None
+    assert made
+    assert set(made) == {"unskew-changelog_0"}
+    assert any(manifest.events for manifest in manifests)
+    assert [manifest.since_base for manifest in manifests] == [10 * n for n in range(1, 13)]
+    again, _ = restored(Changelogs(tmp_path), COUNT, SHARD, manifests[-1])
+    assert again.to_bytes() == state.to_bytes()
+
+
+def test_more_events_than_a_manifest_keeps_are_durable_in_a_file_first(tmp_path, monkeypatch):
+    made = _syncs(monkeypatch)
+    logs = Changelogs(tmp_path, kept_bytes=1)
+    notes, state = Changelog(logs, COUNT, SHARD, None), ShardState(COUNT, SHARD)
+    applied = _some(0, 10)
+    state.apply(applied, 10 * SECOND)
+    notes.append(applied)
+    manifest = notes.snapshot(state, 0)
+    logs.close()
+
+    assert manifest.kept is None
+    assert manifest.since_base == 10
+    assert made
+
+
+def test_kept_events_outlast_a_disk_that_cannot_write_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "ASIDE_BYTES", 1)
+    logs = Changelogs(tmp_path, kept_bytes=1 << 16)
+    notes, state = Changelog(logs, COUNT, SHARD, None), ShardState(COUNT, SHARD)
+    tried = threading.Event()
+
+    def full(*_: object) -> None:
+        tried.set()
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(module.durable, "write_at", full)
+        applied = _some(0, 10)
+        state.apply(applied, 10 * SECOND)
+        notes.append(applied)
+        manifest = notes.snapshot(state, 0)
+        assert tried.wait(10)
+        assert manifest.kept is not None
+        again, _ = restored(Changelogs(tmp_path), COUNT, SHARD, manifest)
+        assert again.to_bytes() == state.to_bytes()
+    applied = _some(10, 10)
+    state.apply(applied, 20 * SECOND)
+    notes.append(applied)
+    manifest = notes.snapshot(state, 0)
+    logs.close()
+
+    again, _ = restored(Changelogs(tmp_path), COUNT, SHARD, manifest)
+    assert again.to_bytes() == state.to_bytes()
+
+
+def test_damage_of_kept_events_is_named(tmp_path):
+    logs = Changelogs(tmp_path, kept_bytes=1 << 16)
+    notes, state = Changelog(logs, COUNT, SHARD, None), ShardState(COUNT, SHARD)
+    applied = _some(0, 10)
+    state.apply(applied, 10 * SECOND)
+    notes.append(applied)
+    manifest = notes.snapshot(state, 0)
+    assert manifest.kept is not None
+    data = bytearray(manifest.kept.data)
+    data[-9] ^= 1
+    damaged = msgspec.structs.replace(manifest, kept=msgspec.structs.replace(manifest.kept, data=bytes(data)))
+
+    with pytest.raises(LayoutError, match="what the recovery store keeps of"):
+        restored(logs, COUNT, SHARD, damaged)
+
+
+def test_a_manifest_of_an_earlier_version_is_read(tmp_path):
+    manifest, _ = _fed(tmp_path)
+    earlier = {name: value for name, value in msgspec.to_builtins(manifest).items() if name != "kept"}
+
+    assert Manifest.from_bytes(json.dumps(earlier).encode()) == manifest
 
 
 def test_bytes_behind_a_manifest_are_cut_and_files_that_none_names_are_removed(tmp_path):
@@ -365,3 +479,10 @@ def test_a_process_that_stood_still_damages_nothing_of_the_one_that_took_over(tm
 
     again, _ = restored(Changelogs(tmp_path), COUNT, SHARD, manifest)
     assert again.to_bytes() == new_state.to_bytes()
+
+
+def test_events_that_an_earlier_version_wrote_are_read():
+    frame = _some(0, 10)
+
+    assert from_ipc(frame.write_ipc(None).getvalue()).equals(frame)
+    assert from_ipc(to_ipc([frame[:3], frame[3:]])).equals(frame)

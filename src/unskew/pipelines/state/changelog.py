@@ -5,8 +5,10 @@ epoch costs only what it brought. The same kernel makes the same state from the 
 number and the clock in the manifest verify it. The order of steps is the contract:
 
 1. ``append`` notes events as they are applied. Another thread writes them, many at once; a file only ever grows.
-2. ``snapshot``, at the end of an epoch, writes the rest, makes the files durable and returns the manifest: the files,
-   and the number of bytes of each that count.
+2. ``snapshot``, at the end of an epoch, returns the manifest: the files, the number of bytes of each that count, and
+   the events that are in none of them. If these are few, the manifest keeps them itself, and another thread writes them
+   to a file meanwhile; otherwise ``snapshot`` makes them durable in a file first. So shards with few events cost an
+   epoch's end no fsync of their own: that of the recovery store makes all of them durable together.
 3. The caller makes the manifest durable, with the rest of the epoch.
 4. The next ``snapshot``, which is requested only when the epoch before is durable, removes the files that the manifest
    of that epoch no longer named.
@@ -15,19 +17,21 @@ When there are many events since the base, a new base is made from the old one a
 longer writes. A separate thread reads them as a restart would, for one shard at a time. A small state is written at
 once.
 
-At a start, bytes past those that the manifest counts are cut off, and files that no manifest names are removed. Files::
+At a start, bytes past those that the manifest counts are cut off, and files that no manifest names are removed. The
+events that the manifest keeps are written again. Files::
 
     state/changelog/{view}/{shard}/{number}.events    records: u32 length, u32 CRC-32, then events as Arrow IPC
     state/changelog/{view}/{shard}/{number}.base      ``ShardState.to_bytes`` as of the end of the events of that number
 """
 
 import contextlib
+import io
 import os
 import struct
 import threading
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
@@ -40,6 +44,7 @@ from unskew.features.kernel.repeats import Repeats
 from unskew.features.plan import ViewPlan
 from unskew.features.shard_state import ShardState
 from unskew.sinks import durable
+from unskew.sinks.ipc import from_ipc, to_ipc
 
 CHUNK_EVENTS = 25_000
 """The number of events that are encoded and written at once, between commits."""
@@ -52,6 +57,12 @@ TILES_PER_EVENT = 4
 
 It bounds both the time of a restart and the work of making bases, which is then constant per event.
 """
+KEPT_BYTES = 1 << 20
+"""A manifest keeps at most so many bytes of events; more are made durable in a file within the commit."""
+MOST_KEPT_BYTES = 1 << 25
+"""All manifests of a process keep at most so many."""
+ASIDE_BYTES = 1 << 15
+"""Another thread writes the events that a manifest keeps once they are so many bytes: a file costs an fsync."""
 LONGEST_FILE_BYTES = 1 << 26
 WRITTEN_AT_ONCE = 1 << 23
 PAUSE_S = 0.05
@@ -71,12 +82,20 @@ class EventsFile(msgspec.Struct, frozen=True):
     newest_us: int
 
 
+class Kept(msgspec.Struct, frozen=True):
+    """Events, encoded as in a file; ``newest_us``: the latest arrival among them."""
+
+    data: bytes
+    n_events: int
+    newest_us: int
+
+
 class Manifest(msgspec.Struct, frozen=True):
     """The parts of a shard's state.
 
     ``base``: the number of its base, 0 if it has none. ``base_bytes``: the length of the base. ``events``: files from
     old to new; those after the base are applied to it, and the others only give the ids of earlier events. ``applied``:
-    all events so far. ``dropped``: all repeats so far.
+    all events so far. ``dropped``: all repeats so far. ``kept``: the events after all those files, which no file has.
     """
 
     fingerprint: str
@@ -88,15 +107,28 @@ class Manifest(msgspec.Struct, frozen=True):
     base: int
     base_bytes: int
     events: tuple[EventsFile, ...]
+    kept: Kept | None = None
 
     @property
     def since_base(self) -> int:
         """The number of events that a restart applies."""
-        return sum(file.n_events for file in self.events if file.number > self.base)
+        kept = 0 if self.kept is None else self.kept.n_events
+        return kept + sum(file.n_events for file in self.events if file.number > self.base)
 
     def names(self) -> set[str]:
         """Return the names of the files that the state needs."""
         return {events_name(file.number) for file in self.events} | ({base_name(self.base)} if self.base else set())
+
+    def to_bytes(self) -> bytes:
+        """Return the manifest as a recovery store or a seed holds it."""
+        return msgspec.msgpack.encode(self)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Manifest":
+        """Return what ``to_bytes`` wrote, also in an earlier version."""
+        # Those kept no events, and wrote JSON.
+        decode = msgspec.json.decode if data.startswith(b"{") else msgspec.msgpack.decode
+        return decode(data, type=cls)
 
 
 def events_name(number: int) -> str:
@@ -112,7 +144,8 @@ class Changelogs:
 
     One thread writes, and one shard at a time gets a new base. ``still_ours``: raises if another process has taken over
     the folder; each changelog calls it before it creates or renames a file. ``going_on``: raises if the process should
-    stop; it is called while events are applied to a saved state.
+    stop; it is called while events are applied to a saved state. ``kept_bytes``: how many bytes of events a manifest
+    keeps at most; with 0, all of them are in files.
     """
 
     def __init__(
@@ -120,8 +153,11 @@ class Changelogs:
         root: Path,
         still_ours: Callable[[], None] = lambda: None,
         going_on: Callable[[], None] = lambda: None,
+        *,
+        kept_bytes: int = 0,
     ) -> None:
         self.root = root
+        self.kept_bytes = kept_bytes
         self.still_ours = still_ours
         self.going_on = going_on
         self.rebases = 0
@@ -129,6 +165,9 @@ class Changelogs:
         self._turn = threading.Lock()
         self._making: threading.Thread | None = None
         self._sizes: dict[Path, int] = {}
+        self._kept: dict[Path, int] = {}
+        self.n_kept = 0
+        """The number of bytes of events that the manifests keep."""
         self.opened: list[Changelog] = []
         self.closed = threading.Event()
 
@@ -158,8 +197,14 @@ class Changelogs:
         self._making.start()
         return True
 
-    def note_size(self, folder: Path, n_bytes: int) -> None:
+    def note_size(self, folder: Path, n_bytes: int, n_kept: int) -> None:
         self._sizes[folder] = n_bytes
+        self.n_kept += n_kept - self._kept.get(folder, 0)
+        self._kept[folder] = n_kept
+
+    def room(self, folder: Path) -> int:
+        """Return how many bytes of events the manifest of a shard may keep."""
+        return min(self.kept_bytes, MOST_KEPT_BYTES - self.n_kept + self._kept.get(folder, 0))
 
     @property
     def n_bytes(self) -> int:
@@ -167,9 +212,11 @@ class Changelogs:
         return sum(list(self._sizes.values()))
 
     def events(self, view: ViewPlan, shard: str, manifest: Manifest) -> Iterator[pl.DataFrame]:
-        """Yield the events in the files of a manifest, in their order."""
+        """Yield the events of a manifest, those in files and those that it keeps, in their order."""
+        folder = self.folder(view, shard)
         for file in manifest.events:
-            yield from _read(self.folder(view, shard), file)
+            yield from _read(folder, file)
+        yield from _read_kept(folder, manifest)
 
     def close(self) -> None:
         """End the threads; their unfinished work is not needed."""
@@ -204,7 +251,9 @@ class Changelog:
         self._n_waiting = 0
         # Shared with the writing thread, under the lock.
         self._lock = threading.Lock()
-        self._chunks: deque[list[pl.DataFrame]] = deque()
+        self._chunks: deque[_Chunk] = deque()
+        if saved is not None and saved.kept is not None:
+            self._chunks.append(_Chunk(kept=saved.kept))
         self._current: Growing | None = None
         self._made: tuple[int, int] | None = None
         self._making = False
@@ -235,17 +284,19 @@ class Changelog:
                 self._all.soon(lambda: self._remove(outgoing))
             self._hand_over()
             with self._lock:
-                self._write()
-                if self._current is not None:
-                    self._current.sync()
-            self._adopt()
-            self._rebase_if_due(state, dropped)
-            self._let_go(state.clock_us)
-        manifest = self._manifest(state, dropped)
+                if not self._may_keep():
+                    self._write_durably()
+                self._adopt()
+                self._rebase_if_due(state, dropped)
+                self._let_go(state.clock_us)
+                manifest = self._manifest(state, dropped)
         names = manifest.names()
         self._outgoing = self._named - names
         self._named = names
-        self._all.note_size(self.folder, self._base_bytes + sum(file.n_bytes for file in manifest.events))
+        n_kept = 0 if manifest.kept is None else len(manifest.kept.data)
+        self._all.note_size(self.folder, self._base_bytes + sum(file.n_bytes for file in manifest.events), n_kept)
+        if n_kept >= ASIDE_BYTES:
+            self._all.soon(self._write_aside)
         return manifest
 
     def close(self) -> None:
@@ -263,11 +314,18 @@ class Changelog:
             base=self._base,
             base_bytes=self._base_bytes,
             events=(*self._files, *([] if self._current is None else [self._current.described()])),
+            kept=_joined([chunk.encoded() for chunk in self._chunks]),
         )
+
+    def _may_keep(self) -> bool:
+        """Return whether the manifest may keep the events that are in no file yet."""
+        if self._current is not None and not self._current.is_durable:
+            return False
+        return sum(len(chunk.encoded().data) for chunk in self._chunks) <= self._all.room(self.folder)
 
     def _hand_over(self) -> None:
         if self._waiting:
-            self._chunks.append(self._waiting)
+            self._chunks.append(_Chunk(self._waiting))
             self._waiting = []
             self._n_waiting = 0
 
@@ -281,13 +339,23 @@ class Changelog:
         with contextlib.suppress(OSError), self._lock:
             self._write()
 
+    def _write_aside(self) -> None:
+        """Make durable what the last manifest keeps, so that the next one need not; see ``_write_quietly``."""
+        with contextlib.suppress(OSError), self._lock:
+            self._write_durably()
+
+    def _write_durably(self) -> None:
+        self._write()
+        if self._current is not None:
+            self._current.sync()
+
     def _write(self) -> None:
         while self._chunks:
             if self._current is None:
                 durable.make_folder(self.folder)
                 self._current = Growing(self.folder, self._number, self._all.still_ours)
                 self._number += 1
-            self._current.add(pl.concat(self._chunks[0]))
+            self._current.add(self._chunks[0].encoded())
             self._chunks.popleft()
 
     def _roll(self) -> None:
@@ -314,8 +382,10 @@ class Changelog:
         size = len(state) + state.n_tiles + state.n_items
         since = sum(file.n_events for file in self._files if file.number > self._base)
         since += 0 if self._current is None else self._current.n_events
+        since += sum(chunk.encoded().n_events for chunk in self._chunks)
         if size <= SMALL_STATE:
             if since >= max(size, 1) + LEAST_EVENTS // TILES_PER_EVENT:
+                self._write_durably()
                 self._roll()
                 number = self._files[-1].number
                 n_bytes = write_base(self.folder, number, state, threading.Event(), self._all.still_ours)
@@ -324,6 +394,8 @@ class Changelog:
             return
         if since < max(LEAST_EVENTS, size // TILES_PER_EVENT):
             return
+        # A base ends where a file does.
+        self._write_durably()
         self._roll()
         manifest = self._manifest(state, dropped)
         number = self._files[-1].number
@@ -405,6 +477,8 @@ def restored(
         for events in _read(folder, file):
             all_of_them.going_on()
             repeats.drop(events, int(events.item(-1, "arrival")))
+    for events in _read_kept(folder, manifest):
+        repeats.drop(events, int(events.item(-1, "arrival")))
     if clock_us is not None:
         repeats.drop(None, clock_us)
     repeats.dropped = manifest.dropped
@@ -423,10 +497,9 @@ def _applied(
     state = read_base(folder, view, shard, manifest)
     # Set before the events, because the state would otherwise begin at the first arrival among them.
     state.since_us = manifest.since_us
-    for file in manifest.events:
-        if file.number <= manifest.base:
-            continue
-        for events in _gathered(_read(folder, file)):
+    files = [_read(folder, file) for file in manifest.events if file.number > manifest.base]
+    for part in (*files, _read_kept(folder, manifest)):
+        for events in _gathered(part):
             if closed.is_set():
                 return None
             going_on()
@@ -466,18 +539,29 @@ def _read(folder: Path, file: EventsFile) -> Iterator[pl.DataFrame]:
     """Yield the events of a file, record by record."""
     path = folder / events_name(file.number)
     with _open(path, file.n_bytes) as stream:
-        place = 0
-        while place < file.n_bytes:
-            head = stream.read(_HEAD.size)
-            length, checksum = _HEAD.unpack(head) if len(head) == _HEAD.size else (0, 0)
-            body = stream.read(length)
-            place += _HEAD.size + length
-            if not body or len(body) != length or place > file.n_bytes or zlib.crc32(body) != checksum:
-                raise LayoutError(
-                    f"{path} is damaged: the record that ends at byte {place} of {file.n_bytes} does not match its checksum; "
-                    + REMEDY
-                )
-            yield pl.read_ipc(body)
+        yield from _records(stream, file.n_bytes, str(path))
+
+
+def _read_kept(folder: Path, manifest: Manifest) -> Iterator[pl.DataFrame]:
+    """Yield the events that a manifest keeps."""
+    if manifest.kept is not None:
+        data = manifest.kept.data
+        yield from _records(io.BytesIO(data), len(data), f"what the recovery store keeps of {folder}")
+
+
+def _records(stream: BinaryIO, n_bytes: int, what: str) -> Iterator[pl.DataFrame]:
+    place = 0
+    while place < n_bytes:
+        head = stream.read(_HEAD.size)
+        length, checksum = _HEAD.unpack(head) if len(head) == _HEAD.size else (0, 0)
+        body = stream.read(length)
+        place += _HEAD.size + length
+        if not body or len(body) != length or place > n_bytes or zlib.crc32(body) != checksum:
+            raise LayoutError(
+                f"{what} is damaged: the record that ends at byte {place} of {n_bytes} does not match its checksum; "
+                + REMEDY
+            )
+        yield from_ipc(body)
 
 
 def _gathered(frames: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
@@ -508,6 +592,34 @@ def _open(path: Path, n_bytes: int) -> BinaryIO:
     return file
 
 
+class _Chunk:
+    """Events that are in no file yet, encoded once."""
+
+    def __init__(self, frames: list[pl.DataFrame] | None = None, kept: Kept | None = None) -> None:
+        self._frames = frames
+        self._kept = kept
+
+    def encoded(self) -> Kept:
+        if self._kept is None:
+            assert self._frames is not None
+            self._kept = encoded(self._frames)
+            self._frames = None
+        return self._kept
+
+
+def encoded(frames: Sequence[pl.DataFrame]) -> Kept:
+    """Return events as a record of a file; no frame is empty."""
+    body = to_ipc(frames)
+    n_events = sum(frame.height for frame in frames)
+    return Kept(_HEAD.pack(len(body), zlib.crc32(body)) + body, n_events, int(frames[-1].item(-1, "arrival")))
+
+
+def _joined(parts: list[Kept]) -> Kept | None:
+    if not parts:
+        return None
+    return Kept(b"".join(part.data for part in parts), sum(part.n_events for part in parts), parts[-1].newest_us)
+
+
 class Growing:
     """A file of events that is being written; the next write overwrites what a failed one left behind."""
 
@@ -525,16 +637,18 @@ class Growing:
             self.close()
             raise
 
-    def add(self, events: pl.DataFrame) -> None:
-        body = events.write_ipc(None).getvalue()
-        record = _HEAD.pack(len(body), zlib.crc32(body)) + body
-        durable.write_at(self._file, record, self.n_bytes)
-        self.n_bytes += len(record)
-        self.n_events += events.height
-        self._newest_us = int(events.item(-1, "arrival"))
+    @property
+    def is_durable(self) -> bool:
+        return self._synced == self.n_bytes
+
+    def add(self, events: Kept) -> None:
+        durable.write_at(self._file, events.data, self.n_bytes)
+        self.n_bytes += len(events.data)
+        self.n_events += events.n_events
+        self._newest_us = events.newest_us
 
     def sync(self) -> None:
-        if self._synced != self.n_bytes:
+        if not self.is_durable:
             os.fdatasync(self._file)
             self._synced = self.n_bytes
 

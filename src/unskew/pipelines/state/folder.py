@@ -156,16 +156,17 @@ class StateFolder:
                 self._make_store(recovery)
         return RecoveryConfig(recovery)
 
-    def require_room(self) -> None:
+    def require_room(self, n_held: int = 0) -> None:
         """Raise ``StoreUnavailable`` if the disk may be too full for what Bytewax writes at the end of an epoch.
 
-        Bytewax's recovery store cannot wait: if a write fails, the process ends. So the flow waits before.
+        ``n_held``: the bytes of events and rows that it writes then. Bytewax's recovery store cannot wait: if a write
+        fails, the process ends. So the flow waits before.
         """
         with durable.disk(self.folder):
             disk = os.statvfs(self.folder)
             # What an epoch writes is in the log of the store until the store takes it over; both need room.
             logged = sum(path.stat().st_size for path in (self.folder / RECOVERY).glob("*-wal"))
-        free, needed = disk.f_bavail * disk.f_frsize, RESERVE_BYTES + 2 * logged
+        free, needed = disk.f_bavail * disk.f_frsize, RESERVE_BYTES + 2 * (logged + n_held)
         # Some network disks do not say how large they are.
         if disk.f_blocks and free < needed:
             raise StoreUnavailable(

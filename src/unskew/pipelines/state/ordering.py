@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import polars as pl
@@ -18,7 +17,9 @@ from unskew.features.updates import NothingToCome, Updates
 from unskew.pipelines.state.changelog import Changelog, Changelogs, Manifest, restored
 from unskew.pipelines.state.whole import WholeState, without
 
-LAYOUT = 2
+LAYOUT = 3
+_READABLE = {2, LAYOUT}
+"""Manifests of layout 2 keep no events."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +241,7 @@ class Shard:
             "layout": LAYOUT,
             "view": self.state.view.id,
             "shard": self.state.shard,
-            "changelog": msgspec.json.encode(self.changelog.snapshot(self.state, self.dropped)),
+            "changelog": self.changelog.snapshot(self.state, self.dropped).to_bytes(),
             "clocks": dict(self._waiting.clocks),
             "ended": sorted(self._waiting.ended),
             "waiting": to_ipc(pl.concat(frames)) if frames else b"",
@@ -261,7 +262,7 @@ class Shard:
         Raises ``LayoutError`` if it does not belong to the definition.
         """
         shard = saved["shard"]
-        if saved["layout"] != LAYOUT:
+        if saved["layout"] not in _READABLE:
             raise LayoutError(
                 f"shard {shard} of {saved['view']}: layout {saved['layout']}, this version reads {LAYOUT}; run the version "
                 "that wrote it, or start over: 'unskew run' with an empty --state, --log, --archive and --dead-letters"
@@ -271,7 +272,7 @@ class Shard:
         waiting = _Waiting(clocks=dict(saved["clocks"]))
         if saved["waiting"]:
             waiting.frames = [from_ipc(saved["waiting"])]
-        manifest = msgspec.json.decode(saved["changelog"], type=Manifest)
+        manifest = Manifest.from_bytes(saved["changelog"])
         state, repeats = restored(changelogs, view, shard, manifest)
         beginning = _Beginning(*saved.get("begins", ()))
         return cls(state, siblings, kind(changelogs, view, shard, manifest), waiting, repeats, beginning)

@@ -12,7 +12,7 @@ import polars as pl
 
 from unskew.features.plan import ViewPlan
 from unskew.features.shard_state import ShardState
-from unskew.pipelines.state.changelog import Changelogs, EventsFile, Growing, Manifest, remove, write_base
+from unskew.pipelines.state.changelog import Changelogs, EventsFile, Growing, Manifest, encoded, remove, write_base
 from unskew.sinks import durable
 
 
@@ -86,7 +86,7 @@ class WholeState:
             if self._recent:
                 file = Growing(folder, self._number, self._files.still_ours)
                 for recent in self._recent:
-                    file.add(recent)
+                    file.add(encoded([recent]))
                 file.sync()
                 events.append(file.described())
                 file.close()

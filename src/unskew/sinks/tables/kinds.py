@@ -1,6 +1,7 @@
 """The three kinds of tables that the pipeline writes: log, event archive and dead letters."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import polars as pl
 from unskew.features.ledger import NOTHING_LATE, ledger_of, written
 from unskew.features.plan import ViewPlan
 from unskew.features.updates import NothingToCome, Updates
+from unskew.sinks.tables.aside import Aside
 from unskew.sinks.tables.layout import (
     EVENTS,
     FIRST,
@@ -19,7 +21,7 @@ from unskew.sinks.tables.layout import (
     origin_of,
     view_root,
 )
-from unskew.sinks.tables.parquet import StagedTable
+from unskew.sinks.tables.parquet import StagedTable, without_entry
 
 DEAD_LETTER_SCHEMA: Mapping[str, pl.DataType] = {
     "topic": pl.String(),
@@ -56,6 +58,7 @@ class LogTable:
         *,
         now_us: Callable[[], int],
         still_ours: Callable[[], None] = lambda: None,
+        aside: Aside | None = None,
     ) -> None:
         self._shard = shard
         self._ledger = NOTHING_LATE
@@ -68,9 +71,10 @@ class LogTable:
             sequence_column="seq",
             metadata=log_metadata(view),
             # Each run finds out for itself whether a shard has ended, because a later run may have a later end.
-            saved=None if saved is None else {name: value for name, value in saved.items() if name != _ENDED},
+            saved=None if saved is None else without_entry(saved, _ENDED),
             at_staging=self._complete,
             still_ours=still_ours,
+            aside=aside,
         )
 
     @property
@@ -104,6 +108,15 @@ class LogTable:
             self._ledger = ledger
             self._table.cover({LEDGER: written(ledger)})
 
+    @property
+    def n_held(self) -> int:
+        """The number of bytes of rows that the last state holds, at most."""
+        return self._table.n_held
+
+    def kept(self, room: int) -> dict[str, Any] | None:
+        """Return a state that holds the rows, as ``StagedTable.kept`` does."""
+        return self._table.kept(room)
+
     def snapshot(self) -> dict[str, Any]:
         """Take a snapshot, as ``StagedTable.snapshot`` does."""
         return self._table.snapshot()
@@ -135,6 +148,7 @@ class DeadLetterTable:
         saved: Mapping[str, Any] | None,
         *,
         still_ours: Callable[[], None] = lambda: None,
+        aside: Aside | None = None,
     ) -> None:
         self._waiting: list[pl.DataFrame] = []
         self._table = StagedTable(
@@ -145,6 +159,7 @@ class DeadLetterTable:
             metadata={"unskew.topic": topic},
             saved=saved,
             still_ours=still_ours,
+            aside=aside,
         )
 
     def append(self, letters: pl.DataFrame) -> None:
@@ -152,16 +167,29 @@ class DeadLetterTable:
         if letters.height:
             self._waiting.append(letters.match_to_schema(pl.Schema(DEAD_LETTER_SCHEMA)))
 
+    @property
+    def n_held(self) -> int:
+        """The number of bytes of rows that the last state holds, at most."""
+        return self._table.n_held
+
+    def kept(self, room: int) -> dict[str, Any] | None:
+        """Return a state that holds the rows, as ``StagedTable.kept`` does."""
+        self._append_waiting()
+        return self._table.kept(room)
+
     def snapshot(self) -> dict[str, Any]:
         """Take a snapshot, as ``StagedTable.snapshot`` does."""
-        if self._waiting:
-            self._table.append(pl.concat(self._waiting).sort("arrival", "partition", "offset", "view"))
-            self._waiting = []
+        self._append_waiting()
         return self._table.snapshot()
 
     def settle(self) -> None:
         """Publish what is staged, as ``StagedTable.settle`` does."""
         self._table.settle()
+
+    def _append_waiting(self) -> None:
+        if self._waiting:
+            self._table.append(pl.concat(self._waiting).sort("arrival", "partition", "offset", "view"))
+            self._waiting = []
 
 
 class ArchiveTable:
@@ -182,6 +210,7 @@ class ArchiveTable:
         *,
         imported: bool = False,
         still_ours: Callable[[], None] = lambda: None,
+        aside: Aside | None = None,
     ) -> None:
         writer = archive_writer(partition, imported=imported)
         self._origin = origin_of(writer)
@@ -194,6 +223,7 @@ class ArchiveTable:
             metadata={"unskew.topic": topic},
             saved=saved,
             still_ours=still_ours,
+            aside=aside,
         )
         # A run that saw no event left no number.
         self._n_events = 0 if saved is None or not self._table.next_sequence else saved.get(EVENTS)
@@ -219,6 +249,15 @@ class ArchiveTable:
             # The instant of the clock itself is still open.
             self._table.cover({"complete_to": clock_us - 1})
 
+    @property
+    def n_held(self) -> int:
+        """The number of bytes of rows that the last state holds, at most."""
+        return self._table.n_held
+
+    def kept(self, room: int) -> dict[str, Any] | None:
+        """Return a state that holds the rows, as ``StagedTable.kept`` does."""
+        return self._table.kept(room)
+
     def snapshot(self) -> dict[str, Any]:
         """Take a snapshot, as ``StagedTable.snapshot`` does."""
         return self._table.snapshot()
@@ -226,6 +265,41 @@ class ArchiveTable:
     def settle(self) -> None:
         """Publish what is staged, as ``StagedTable.settle`` does."""
         self._table.settle()
+
+
+Table = LogTable | DeadLetterTable | ArchiveTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roots:
+    """The folders or object stores of all tables."""
+
+    log: Path
+    archive: Path
+    dead_letters: Path
+
+    def of(self, name: str) -> Path:
+        """Return the root of a table, by its name, see ``open``."""
+        return {"log": self.log, "archive": self.archive, "dead": self.dead_letters}[name.partition("/")[0]]
+
+    def open(
+        self,
+        name: str,
+        saved: Mapping[str, Any] | None,
+        views: Mapping[str, ViewPlan],
+        *,
+        now_us: Callable[[], int],
+        still_ours: Callable[[], None],
+        aside: Aside | None = None,
+    ) -> Table:
+        """Open a table: ``log/{view}/{shard}``, ``archive/{topic}/{partition}`` or ``dead/{topic}/{partition}``."""
+        kind, place, part = name.split("/")
+        if kind == "log":
+            view = views[place]
+            return LogTable(self.log, view, part, saved, now_us=now_us, still_ours=still_ours, aside=aside)
+        if kind == "archive":
+            return ArchiveTable(self.archive, place, int(part), saved, still_ours=still_ours, aside=aside)
+        return DeadLetterTable(self.dead_letters, place, f"p{part}", saved, still_ours=still_ours, aside=aside)
 
 
 def log_metadata(view: ViewPlan) -> dict[str, str]:

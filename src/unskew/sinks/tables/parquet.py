@@ -12,19 +12,32 @@ The order of steps is the contract:
 In an object store the files have their final names from the beginning, and replacing the coverage publishes them, see
 ``publication.py``.
 
-After a stop between any two steps, start-up recovers from the saved sequence alone: files up to it are published,
-because their epoch is durable, and staged files past it are removed, because their rows will come again. A published
-file past it means that the saved state is older than the table; this cannot be repaired, so it is an error, and nothing
-is changed.
+With ``aside``, few rows need no file at an epoch's end, so that it does not grow with the number of tables:
+
+1. ``kept()`` of an epoch returns a state that holds the rows since the previous one, or None if they are too many:
+   then ``snapshot()`` is called, and stages them as above.
+2. The caller makes that state durable, with the rest of the epoch.
+3. At the end of the next epoch, another thread begins to stage and publish what the epoch before held, in the order of
+   epochs. Until it has, the states of later epochs hold these rows too.
+4. If that fails, the next ``kept()`` returns None, and ``snapshot()`` does it again and reports the failure.
+
+After a stop between any two steps, start-up recovers from the saved state alone: files up to its sequence are
+published, because their epoch is durable, then the rows that the state holds and no published file has; staged files
+past it are removed, because their rows will come again. A published file past it means that the saved state is older
+than the table; this cannot be repaired, so it is an error, and nothing is changed.
 """
 
 import contextlib
 import io
+import threading
+from collections import deque
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from unskew.features.errors import LayoutError
@@ -32,11 +45,63 @@ from unskew.features.registry import describe_one
 from unskew.features.time import DAY_US, day_of
 from unskew.features.view import View
 from unskew.sinks import durable
+from unskew.sinks.ipc import from_ipc, to_ipc
 from unskew.sinks.objects import ObjectPath
 from unskew.sinks.tables import checksum, layout
+from unskew.sinks.tables.aside import Aside
 from unskew.sinks.tables.publication import ByCoverage, ByRename, Publication
 
+KEPT_BYTES = 1 << 20
+"""A state holds at most about so many bytes of rows of a table; more are staged in files."""
 _NEXT = "next"
+_SHOWN, _KEPT = "shown", "kept"
+"""The entries of a state that holds rows: the part before them, which files have, and the parts that they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """What one epoch brings: rows, and the coverage that holds once they are published.
+
+    ``first``: the sequence number of the first row. ``next_sequence``: the one after the last row. ``rows``: None if
+    they are in files. ``data``: the rows as Arrow IPC.
+    """
+
+    first: int
+    next_sequence: int
+    coverage: Mapping[str, Any]
+    rows: pl.DataFrame | None = None
+    data: bytes = field(default=b"", repr=False)
+
+    def saved(self) -> dict[str, Any]:
+        return {"first": self.first, _NEXT: self.next_sequence, "coverage": dict(self.coverage), "rows": self.data}
+
+    @classmethod
+    def of(cls, saved: Mapping[str, Any]) -> "_Part":
+        data = saved["rows"]
+        rows = from_ipc(data) if data else None
+        return cls(first=saved["first"], next_sequence=saved[_NEXT], coverage=saved["coverage"], rows=rows, data=data)
+
+
+def without_entry(saved: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a saved state without one entry of its coverage."""
+
+    def without(part: Mapping[str, Any]) -> dict[str, Any]:
+        return {**part, "coverage": {key: value for key, value in part["coverage"].items() if key != name}}
+
+    rest = {key: value for key, value in saved.items() if key != name}
+    if _KEPT in rest:
+        rest |= {_SHOWN: without(rest[_SHOWN]), _KEPT: [without(part) for part in rest[_KEPT]]}
+    return rest
+
+
+def rows_of(saved: Mapping[str, Any]) -> list[pl.DataFrame]:
+    """Return the rows that a saved state holds; they may have been published since."""
+    return [part.rows for part in map(_Part.of, saved.get(_KEPT, ())) if part.rows is not None]
+
+
+def without_rows(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a saved state without the rows that it holds, all of which were published."""
+    return {key: value for key, value in saved.items() if key not in {_SHOWN, _KEPT}}
 
 
 def _as_they_are(rows: pl.DataFrame) -> pl.DataFrame:
@@ -51,7 +116,8 @@ class StagedTable:
     sequence number of a row is its value less ``layout.origin_of`` the writer.
     ``saved``: the value that the last durable ``snapshot()`` returned, None if there is no saved state. ``at_staging``:
     a last transformation of rows before they are written. ``still_ours``: raises if another process has taken over the
-    table; it is called before each rename.
+    table; it is called before each rename. ``aside``: publishes while the caller goes on; None to do it in
+    ``snapshot()``.
 
     The constructor finishes or undoes what the previous run left, see the module. It raises ``LayoutError`` if the
     table and the saved state do not belong together, naming the file and the remedy, and then changes nothing; it
@@ -69,6 +135,7 @@ class StagedTable:
         saved: Mapping[str, Any] | None,
         at_staging: Callable[[pl.DataFrame], pl.DataFrame] = _as_they_are,
         still_ours: Callable[[], None] = lambda: None,
+        aside: Aside | None = None,
     ) -> None:
         if "-" in writer:
             raise ValueError(f"writer {writer!r}: '-' separates the parts of a file's name")
@@ -82,9 +149,18 @@ class StagedTable:
         self._next = 0 if saved is None else saved[_NEXT]
         self._buffered: list[tuple[int, pl.DataFrame]] = []
         self._n_buffered = 0
-        self._staged_next = self._next
-        self._coverage = {name: value for name, value in (saved or {}).items() if name != _NEXT}
-        self._staged_coverage = dict(self._coverage)
+        self._coverage = {name: value for name, value in without_rows(saved or {}).items() if name != _NEXT}
+        self._aside = aside
+        self._failed = False
+        # Parts that are to be published, the oldest first, and what is before them. Another thread publishes those that
+        # are durable, under the lock: it replaces ``_shown`` and then takes the part out, so whoever copies ``_parts``
+        # before ``_shown`` misses nothing.
+        self._lock = threading.Lock()
+        self._shown = _Part(first=self._next, next_sequence=self._next, coverage=dict(self._coverage))
+        self._parts: deque[_Part] = deque()
+        if saved is not None and _KEPT in saved:
+            self._shown = _Part.of(saved[_SHOWN])
+            self._parts.extend(map(_Part.of, saved[_KEPT]))
         self._publication: Publication = (
             ByCoverage(root, writer, still_ours) if isinstance(root, ObjectPath) else ByRename(root, writer, still_ours)
         )
@@ -100,6 +176,11 @@ class StagedTable:
     def n_buffered(self) -> int:
         """The number of rows appended since the last snapshot."""
         return self._n_buffered
+
+    @property
+    def n_held(self) -> int:
+        """The number of bytes of rows that the last state holds, at most."""
+        return sum(len(part.data) for part in list(self._parts))
 
     def append(self, rows: pl.DataFrame) -> None:
         """Append rows in sequence order; they stay in memory until the next snapshot. ``rows`` may be empty.
@@ -129,33 +210,74 @@ class StagedTable:
         """Set the coverage that holds once the rows appended so far are published; a value of None is not known yet."""
         self._coverage.update({name: value for name, value in coverage.items() if value is not None})
 
+    def kept(self, room: int = KEPT_BYTES) -> dict[str, Any] | None:
+        """Return the state to resume from, with the rows that no file has; None if ``snapshot()`` must be called.
+
+        ``room``: how many bytes of rows it may hold. Call it only when the previous state is durable.
+        """
+        if self._aside is None or self._failed:
+            return None
+        parts = list(self._parts)
+        n_bytes = sum(len(part.data) for part in parts) + sum(rows.estimated_size() for _, rows in self._buffered)
+        if n_bytes > min(room, KEPT_BYTES):
+            return None
+        if parts:
+            self._aside.soon(lambda: self._publish_aside(parts))
+        coverage = dict(self._coverage)
+        last = self._parts[-1] if self._parts else self._shown
+        if self._buffered or last.coverage != coverage:
+            rows = self._completed() if self._buffered else None
+            data = b"" if rows is None else to_ipc([rows])
+            self._add_part(rows, data)
+        return self._state()
+
     def snapshot(self) -> dict[str, Any]:
-        """Publish the files of the previous snapshot, stage the rows since, and return the state to resume from.
+        """Publish what the state before holds or has staged, stage the rows since, and return the state to resume from.
 
         Call it only when the previous snapshot's return value is durable. After ``StoreUnavailable`` the call can be
         repeated: nothing is lost, and nothing is published twice.
         """
-        with durable.disk(self._root):
-            self._publish()
-            self._stage()
-        return {_NEXT: self._staged_next, **self._staged_coverage}
+        with durable.disk(self._root), self._lock:
+            self._publish_all()
+            self._failed = False
+            if self._buffered:
+                self._publication.stage(self._encoded(self._completed(), self._buffered[0][0]))
+            else:
+                self._publication.stage(())
+            self._add_part()
+        return self._state()
 
     def settle(self) -> None:
-        """Publish the files of the last snapshot, when the flow has ended and that snapshot is durable.
+        """Publish all of the last state, when the flow has ended and that state is durable.
 
-        Rows appended after that snapshot are not written; a resumed run gets them again.
+        Rows appended after it are not written; a resumed run gets them again.
         """
-        with durable.disk(self._root):
-            self._publish()
+        with durable.disk(self._root), self._lock:
+            self._publish_all()
             self._publication.end()
+
+    def _state(self) -> dict[str, Any]:
+        parts = list(self._parts)
+        shown = self._shown
+        if parts and parts[0].rows is None:
+            # Its rows, if there are any, are staged.
+            shown = parts.pop(0)
+        held = {_SHOWN: shown.saved(), _KEPT: [part.saved() for part in parts]}
+        return {_NEXT: self._next, **self._coverage, **(held if parts else {})}
 
     def _recover(self, saved: Mapping[str, Any] | None) -> None:
         published, staged = self._publication.found()
+        done = max((file.last for file in published), default=-1)
+        while self._parts and self._parts[0].next_sequence <= done + 1:
+            self._shown = self._parts.popleft()
         self._refuse_strangers(saved, published, staged)
+        # What the state holds is staged again: an earlier run may have staged a part of it.
+        begin = self._shown.next_sequence
         self._publication.begin(
-            [file for file in staged if file.first < self._next], [file for file in staged if file.first >= self._next]
+            [file for file in staged if file.first < begin], [file for file in staged if file.first >= begin]
         )
-        self._publish()
+        self._publication.publish(self._shown.coverage, self._shown.next_sequence)
+        self._publish_all(past=done)
         self._publication.end()
 
     def _refuse_strangers(
@@ -177,40 +299,64 @@ class StagedTable:
                     f"{file.path} was not written by the run whose saved state of {self._writer} ends at "
                     f"{self._next - 1}: start with the recovery store that belongs to {self._root}"
                 )
-        if self._next > 0 and not any(file.first < self._next <= file.last + 1 for file in (*published, *staged)):
+        shown = self._shown.next_sequence
+        if shown > 0 and not any(file.first < shown <= file.last + 1 for file in (*published, *staged)):
             raise LayoutError(
-                f"{self._root} lacks the rows of {self._writer} up to {self._next - 1} that the saved state says were "
+                f"{self._root} lacks the rows of {self._writer} up to {shown - 1} that the saved state says were "
                 "written: give the directory that the recovery store was used with, or start over without the store"
             )
 
-    def _publish(self) -> None:
-        self._publication.publish(self._staged_coverage, self._staged_next)
+    def _publish_aside(self, durable_parts: Sequence[_Part]) -> None:
+        """Publish parts whose epoch is durable, unless ``snapshot()`` has done so meanwhile."""
+        try:
+            with self._lock:
+                while self._parts and any(self._parts[0] is part for part in durable_parts):
+                    self._publish_first()
+        except Exception:  # noqa: BLE001  the next snapshot does it again, and reports what fails
+            self._failed = True
 
-    def _stage(self) -> None:
-        self._publication.stage((name, day, encode(rows, self._metadata)) for name, day, rows in self._files())
-        self._staged_next = self._next
-        self._staged_coverage = dict(self._coverage)
+    def _publish_all(self, past: int = -1) -> None:
+        while self._parts:
+            self._publish_first(past)
+
+    def _publish_first(self, past: int = -1) -> None:
+        """Publish the oldest part; ``past``: the last row that was published of it, if any."""
+        part = self._parts[0]
+        if part.rows is not None:
+            n_done = int(np.searchsorted(self._numbers(part.rows, part.first), past, side="right"))
+            self._publication.stage(self._encoded(part.rows.slice(n_done), part.first + n_done))
+        self._publication.publish(part.coverage, part.next_sequence)
+        self._shown = replace(part, rows=None, data=b"")
+        self._parts.popleft()
+
+    def _add_part(self, rows: pl.DataFrame | None = None, data: bytes = b"") -> None:
+        first = self._buffered[0][0] if self._buffered else self._next
+        coverage = dict(self._coverage)
+        self._parts.append(_Part(first=first, next_sequence=self._next, coverage=coverage, rows=rows, data=data))
         self._buffered = []
         self._n_buffered = 0
 
-    def _files(self) -> Iterator[tuple[str, str, pl.DataFrame]]:
-        """Yield name, day and rows of each file to stage: one file for each run of consecutive rows of one day."""
-        if not self._buffered:
-            return
-        first = self._buffered[0][0]
-        rows = self._at_staging(pl.concat([rows for _, rows in self._buffered]))
+    def _numbers(self, rows: pl.DataFrame, first: int) -> npt.NDArray[np.int64]:
+        """Return the sequence numbers of rows; ``first``: that of the first one, for those that are numbered here."""
+        if self._sequence_column is None:
+            return np.arange(first, first + rows.height)
+        return rows.get_column(self._sequence_column).to_numpy() - self._origin
+
+    def _encoded(self, rows: pl.DataFrame, first: int) -> Iterator[tuple[str, str, bytes]]:
+        """Yield name, day and content of each file to stage: one for each run of consecutive rows of one day."""
+        numbers = self._numbers(rows, first)
         instants = rows.get_column(self._day_column).cast(pl.Int64).to_numpy()
         days = instants // DAY_US
-        sequence = None if self._sequence_column is None else rows.get_column(self._sequence_column)
         start = 0
-        for end in (*(np.flatnonzero(np.diff(days)) + 1).tolist(), rows.height):
+        for end in (*(np.flatnonzero(np.diff(days)) + 1).tolist(), *([rows.height] if rows.height else [])):
             part = rows if end - start == rows.height else rows.slice(start, end - start)
-            low, high = first + start, first + end - 1
-            if sequence is not None:
-                low, high = int(sequence[start]) - self._origin, int(sequence[end - 1]) - self._origin
             day = layout.day_directory(day_of(int(instants[start])))
-            yield layout.file_name(self._writer, low, high, self._publication.run), day, part
+            name = layout.file_name(self._writer, int(numbers[start]), int(numbers[end - 1]), self._publication.run)
+            yield name, day, encode(part, self._metadata)
             start = end
+
+    def _completed(self) -> pl.DataFrame:
+        return self._at_staging(pl.concat([rows for _, rows in self._buffered], rechunk=True))
 
 
 def refuse_earlier(root: Path, writer: str) -> None:
