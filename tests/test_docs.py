@@ -13,7 +13,7 @@ TERMS = {
     "warming", "provisional", "complete_to", "witness", "refill", "lease", "changelog", "journal", "dead letter",
     "ignored record", "backfill", "rebuild", "seam", "seed", "manifest", "import", "hand-over", "table", "materialize",
     "diff", "Delta metadata", "erasure", "base row", "record", "revision", "promote", "value impact", "lineage",
-    "population", "baseline", "PSI", "mismatch",
+    "population", "baseline", "PSI", "mismatch", "ranking", "wedge",
     "late event", "state fingerprint", "service", "on-demand feature", "input", "serving version", "presentation fingerprint", "shard", "hash shard", "epoch",
 }  # fmt: skip
 # A fence, an indented block after a blank line, a table row, or a line that is one link.
