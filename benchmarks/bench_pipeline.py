@@ -91,6 +91,7 @@ STAGES: list[tuple[str, Any, str]] = [
     ("aggregate (kernel, rows to columns)", Shard, "take"),
     ("state to bytes", Shard, "to_snapshot"),
     ("Redis (encoding, waiting for the sender)", RedisWriter, "flush_if_due"),
+    ("rows for the recovery store (log and archive)", StagedTable, "kept"),
     ("Parquet (log and archive)", StagedTable, "snapshot"),
 ]
 

@@ -13,7 +13,7 @@ from tests.support.plans import DAY
 from unskew.features.errors import StoreUnavailable
 from unskew.sinks.tables.aside import Aside
 from unskew.sinks.tables.layout import INSTANT, published_files, read_coverage
-from unskew.sinks.tables.parquet import StagedTable
+from unskew.sinks.tables.parquet import KEPT_PARTS, StagedTable
 
 N_ROWS = 12
 ROWS_PER_EPOCH = 4
@@ -248,3 +248,15 @@ def test_dead_letters_that_a_state_holds_are_numbered_in_their_order(tmp_path):
 
     assert published(tmp_path) == list(range(N_ROWS))
     assert published_files(tmp_path)[-1].last == N_ROWS - 1
+
+
+def test_what_nobody_publishes_does_not_grow_without_end(tmp_path):
+    table, _ = Run(tmp_path, "kept, never").table()
+    for number in range(KEPT_PARTS):
+        table.cover({"since": 0, "complete_to": number})
+        assert table.kept() is not None
+
+    assert table.kept() is None
+    table.snapshot()
+    assert read_coverage(tmp_path).complete_to_us == KEPT_PARTS - 1
+    assert table.kept() is not None

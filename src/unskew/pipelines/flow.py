@@ -43,7 +43,7 @@ from unskew.sinks.tables.layout import view_root
 from unskew.sinks.tables.parquet import record_shards, refuse_earlier
 
 ROWS_PER_REFILL = 20_000
-MOST_HELD_BYTES = 1 << 25
+MOST_HELD_BYTES = 1 << 26
 """The states of all tables of a process hold at most about so many bytes of rows."""
 
 _Answer = TypeVar("_Answer")

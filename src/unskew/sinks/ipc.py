@@ -16,8 +16,9 @@ _FILE = b"ARROW1"
 def to_ipc(frames: Sequence[pl.DataFrame]) -> bytes:
     """Return the rows of frames with equal columns, in their order, at least one frame."""
     buffer = io.BytesIO()
-    # In one piece: each would be a message with all columns.
-    pl.concat(frames, rechunk=True).write_ipc_stream(buffer)
+    # In one piece, because each one would be a message with all columns.
+    whole = frames[0] if len(frames) == 1 else pl.concat(frames, rechunk=True)
+    whole.write_ipc_stream(buffer)
     return buffer.getvalue()
 
 

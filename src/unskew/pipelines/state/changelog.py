@@ -59,7 +59,7 @@ It bounds both the time of a restart and the work of making bases, which is then
 """
 KEPT_BYTES = 1 << 20
 """A manifest keeps at most so many bytes of events; more are made durable in a file within the commit."""
-MOST_KEPT_BYTES = 1 << 25
+MOST_KEPT_BYTES = 1 << 26
 """All manifests of a process keep at most so many."""
 ASIDE_BYTES = 1 << 15
 """Another thread writes the events that a manifest keeps once they are so many bytes: a file costs an fsync."""

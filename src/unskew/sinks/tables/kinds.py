@@ -130,7 +130,8 @@ class LogTable:
         columns = {column.name: column for column in rows.get_columns()}
         columns["written_at"] = pl.Series("written_at", [self._now_us()], pl.Int64).new_from_index(0, rows.height)
         columns["shard"] = pl.Series("shard", [self._shard], pl.String).new_from_index(0, rows.height)
-        return pl.DataFrame([columns[name].cast(kind) for name, kind in self._schema.items()])
+        wanted = [(columns[name], kind) for name, kind in self._schema.items()]
+        return pl.DataFrame([column if column.dtype == kind else column.cast(kind) for column, kind in wanted])
 
 
 class DeadLetterTable:

@@ -53,6 +53,8 @@ from unskew.sinks.tables.publication import ByCoverage, ByRename, Publication
 
 KEPT_BYTES = 1 << 20
 """A state holds at most about so many bytes of rows of a table; more are staged in files."""
+KEPT_PARTS = 8
+"""So many epochs may wait to be published; then the flow waits for the disk."""
 _NEXT = "next"
 _SHOWN, _KEPT = "shown", "kept"
 """The entries of a state that holds rows: the part before them, which files have, and the parts that they are."""
@@ -219,7 +221,7 @@ class StagedTable:
             return None
         parts = list(self._parts)
         n_bytes = sum(len(part.data) for part in parts) + sum(rows.estimated_size() for _, rows in self._buffered)
-        if n_bytes > min(room, KEPT_BYTES):
+        if n_bytes > min(room, KEPT_BYTES) or len(parts) >= KEPT_PARTS:
             return None
         if parts:
             self._aside.soon(lambda: self._publish_aside(parts))
