@@ -1,8 +1,9 @@
 """Evaluation of a view's filters and values over a batch of decoded events: once per batch, the same everywhere."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import polars as pl
 
 from unskew.features.keys import encode_keys
@@ -71,14 +72,19 @@ class Evaluator:
         values = [_number(value) for value in view.values]
         self._columns += [filter_.alias(f"f{index}") for index, filter_ in enumerate(filters)]
         self._columns += [value.alias(f"v{index}") for index, value in enumerate(values)]
+        # The columns of float64 values, whose tests mostly need not be run, and the other tests, which always are.
+        self._floats: list[str] = []
+        always = [test for test, _ in self._tests]
         for feature in view.features:
             place = f"{view.name}.{feature.name}"
             if feature.filter >= 0 and (fails := view.filters[feature.filter].fails) is not None:
                 self._tests.append((fails, f"{place}: its filter {_INEXACT}"))
+                always.append(fails)
             for word, at in (("value", feature.value), ("by", feature.by)):
                 if at >= 0 and (fails := view.values[at].fails) is not None:
                     passes = fails & filters[feature.filter] if feature.filter >= 0 else fails
                     self._tests.append((passes, f"{place}: its {word} {_INEXACT}"))
+                    always.append(passes)
             if feature.value < 0:
                 continue
             value = view.values[feature.value]
@@ -86,6 +92,7 @@ class Evaluator:
             if value.dtype.scalar == "float64":
                 bad = number.is_nan() | (number.abs() >= FLOAT_LIMIT)
                 reason = f"{place}: value is NaN, infinite or beyond 2^62"
+                self._floats.append(f"v{feature.value}")
             elif value.dtype.is_decimal:
                 bad = number.is_null() & value.expr.is_not_null()
                 reason = f"{place}: value is beyond 2^63 - 1 units of its last digit"
@@ -93,9 +100,16 @@ class Evaluator:
                 continue
             if feature.filter >= 0:
                 bad &= filters[feature.filter]
-            self._tests.append((bad.fill_null(value=False), reason))
-        if self._tests:
-            self._columns.append(pl.any_horizontal(*(test for test, _ in self._tests)).alias(_BAD))
+            bad = bad.fill_null(value=False)
+            self._tests.append((bad, reason))
+            if value.dtype.scalar != "float64":
+                always.append(bad)
+        self._floats = list(dict.fromkeys(self._floats))
+        # Features of one value have equal tests, and Polars would run each of them.
+        self._bad = None if not self._tests else pl.any_horizontal(_distinct(test for test, _ in self._tests))
+        self._tests_always = bool(always)
+        if always:
+            self._columns.append(pl.any_horizontal(_distinct(always)).alias(_BAD))
 
     def text(self) -> tuple[object, ...]:
         """Return all that the evaluated events depend on; evaluators with equal texts give equal ``events``.
@@ -136,7 +150,9 @@ class Evaluator:
             decoded = decoded.filter(self._where)
         keys = encode_keys(decoded, self._view.entity)
         events = decoded.select(self._columns).insert_column(0, keys)
-        bad = events.drop_in_place(_BAD) if self._tests else None
+        bad = events.drop_in_place(_BAD) if self._tests_always else None
+        if self._bad is not None and not all(_fits(events.get_column(name)) for name in self._floats):
+            bad = decoded.select(self._bad.alias(_BAD)).to_series()
         if not keys.null_count() and (bad is None or not bad.any()):
             return Evaluated(events, NOTHING_REJECTED)
         flags = keys.is_null() if bad is None else keys.is_null() | bad
@@ -149,6 +165,16 @@ class Evaluator:
         reasons = [pl.when(test).then(pl.lit(text)) for test, text in tests]
         kind = pl.when(pl.lit(keys.is_null())).then(pl.lit("key")).otherwise(pl.lit("number"))
         return decoded.select(PARTITION, OFFSET, kind.alias("kind"), pl.coalesce(reasons).alias("reason"))
+
+
+def _distinct(tests: Iterable[pl.Expr]) -> list[pl.Expr]:
+    return list({test.meta.serialize(): test for test in tests}.values())
+
+
+def _fits(numbers: pl.Series) -> bool:
+    """Return true if no number is NaN, infinite or too large, so that no test of it can fail, whatever its filter."""
+    known = numbers.drop_nulls() if numbers.null_count() else numbers
+    return bool((np.abs(known.to_numpy()) < FLOAT_LIMIT).all())
 
 
 def evaluate(view: ViewPlan, decoded: pl.DataFrame) -> Evaluated:
