@@ -439,6 +439,11 @@ class RedisSink(_Sink):
             self._begun = True
 
 
+    def rest(self) -> None:
+        """Send what waits, because the flow rests."""
+        self.server.until_done(lambda: self.writer.flush_if_due(self.now_us(), resting=True))
+
+
 class _RedisPart(StatefulSinkPartition[Step, None]):
     """A partition without saved state, because values are absolute.
 

@@ -27,7 +27,7 @@ from unskew.pipelines.flow import ParquetSink, RedisSink, Shards, build_flow
 from unskew.pipelines.history.handover import HandOver, hand_over
 from unskew.pipelines.kafka.host_clock import HostClock
 from unskew.pipelines.kafka.source import KafkaSource, SourceOptions
-from unskew.pipelines.kafka.turns import Turns
+from unskew.pipelines.kafka.turns import LONGEST_S, SHORTEST_S, Turns
 from unskew.pipelines.progress import Progress
 from unskew.pipelines.routing import Router
 from unskew.pipelines.state.changelog import Changelogs
@@ -302,11 +302,12 @@ class _Opened:
 
 @dataclass(frozen=True, kw_only=True)
 class _Topics:
-    """The topics of a run; ``sources`` and ``routers`` are by topic.
+    """The topics of a run, and the turns of their partitions; ``sources`` and ``routers`` are by topic.
 
     ``own``: the shards of the process's state. ``tables``: its partitions, as ``topic/p0``.
     """
 
+    turns: Turns
     sources: dict[str, KafkaSource]
     routers: dict[str, Router]
     shards: Shards
@@ -412,7 +413,8 @@ def _open_topics(
 ) -> _Topics:
     """Find the partitions of every topic, and take the leases of the tables to which they are written."""
     schemas = None if deployment.schema_registry is None else SchemaRegistry(deployment.schema_registry, stop.asked)
-    turns = Turns()
+    # What another process of a cluster sends does not end a rest.
+    turns = Turns(SHORTEST_S if deployment.cluster else LONGEST_S)
     sources: dict[str, KafkaSource] = {}
     routers: dict[str, Router] = {}
     names: dict[str, list[str]] = {}
@@ -469,7 +471,7 @@ def _open_topics(
         # In a cluster, only one process withdraws what earlier runs announced.
         leads = deployment.process == 0
         shards = Shards(names, None if leads else frozenset(), opened.state.retired, deployment.process)
-    return _Topics(sources=sources, routers=routers, shards=shards, own=frozenset(own), tables=frozenset(tables))
+    return _Topics(turns=turns, sources=sources, routers=routers, shards=shards, own=frozenset(own), tables=frozenset(tables))
 
 
 def _wire(
@@ -498,6 +500,7 @@ def _wire(
         seeds,
     )
     redis = RedisSink(plan, opened.writer, wall_us, topics.shards, opened.server, progress.epochs, deployment.scrub_us)
+    topics.turns.before_rest = redis.rest
 
     known = topics.known
 

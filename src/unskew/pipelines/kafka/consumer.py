@@ -300,6 +300,8 @@ class TopicReader:
         self._begun_at: dict[int, int] = {}
         # Places whose leader epochs librdkafka has not been asked to check yet.
         self._unchecked: dict[int, TopicPartition] = {}
+        # What ended a wait; ``consume`` gives it.
+        self._awaited: list[_Message] = []
         # Why the broker does not let a partition be read; it says so once, and the next record shows that it does.
         self._refusals: dict[int, str] = {}
         self._ends: dict[int, _End] = {}
@@ -411,7 +413,8 @@ class TopicReader:
         left = limit
         while left:
             wanted = min(left, _AT_ONCE)
-            messages = cast("list[_Message]", self._consumer.consume(wanted, 0))
+            first, self._awaited = self._awaited, []
+            messages = first + cast("list[_Message]", self._consumer.consume(wanted - len(first), 0))
             self.check()
             left -= len(messages)
             all_there_was = len(messages) < wanted
@@ -425,6 +428,11 @@ class TopicReader:
             if all_there_was:
                 return Fetched(pieces, ends, all_there_was=True)
         return Fetched(pieces, ends, all_there_was=False)
+
+    def await_records(self, timeout_s: float) -> None:
+        """Return once a record has been fetched, or after a time."""
+        if not self._awaited:
+            self._awaited = cast("list[_Message]", self._consumer.consume(1, timeout_s))
 
     def _without_errors(self, messages: Sequence[_Message], ends: list[tuple[int, int]]) -> list[_Message]:
         """Return the records; add ends of partitions to ``ends`` and raise faults."""

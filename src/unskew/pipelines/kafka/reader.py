@@ -34,6 +34,10 @@ from unskew.pipelines.state.known_topics import START_OVER, KnownTopics, partiti
 
 _WAIT_S = 10.0
 _SLACK_US = 1_000_000
+_QUIET = 4
+"""How many times more seldom marks are that nothing waits for."""
+_ASKED_AHEAD = 0.2
+"""How long before a mark the broker is asked for the end, and after how long a mark is tried again, in ``mark_s``."""
 _EMPTY = np.empty(0, np.int64)
 _EMPTY.flags.writeable = False
 
@@ -83,7 +87,7 @@ class SourceOptions:
     ``clock``: this host's clock. ``turns``: when the flow rests. All sources of a process share both.
     ``poll_records``, ``queued_polls``: bounds of an item and of a partition's queue.
     ``heartbeat_s``: a partition gives an item at least this often. ``mark_s``: a mark without records at most this
-    often. ``timeout_s``: wait for the broker's answer at start. ``config``: further librdkafka settings.
+    often, and four times more seldom if nothing waits for it. ``timeout_s``: wait for the broker's answer at start. ``config``: further librdkafka settings.
     ``journal``: records decisions before they take effect; with None nothing is recorded.
     ``known``: the topics that an earlier run read. ``adopt_ids``: topics with other ids are the same ones.
     ``by_partition``: the names of the views whose entity partitions the topic; with any, no partition may be added.
@@ -158,6 +162,12 @@ class Reader:
         self.saved_clock_us = NO_CLOCK
         if options.journal is not None and (noted_us := options.journal.latest_us(stream.topic)) is not None:
             self.saved_clock_us = noted_us
+        # The latest arrival of a record that any partition gave in this run.
+        self.latest_us = NO_CLOCK
+        # The round in which nothing more was there to fetch; the one in which a partition last looked, and when.
+        self._dry_in = -1
+        self.looked_in = -1
+        self.looked_s = float("-inf")
         self.closed = False
         # An idle partition's marks lie a settle behind the present. A busy partition that waited for them would lose
         # that time, and the records of a second or two of a live topic are cheap to hold downstream.
@@ -268,12 +278,27 @@ class Reader:
 
         It never waits.
         """
+        if self._dry_in == self.options.turns.round:
+            return False
         fetched = self.topic.consume(self.options.poll_records)
         for number, records in fetched.pieces:
             self.parts[number].enqueue(records)
         for number, offset in fetched.ends:
             self.parts[number].reach(offset)
+        if fetched.all_there_was:
+            self._dry_in = self.options.turns.round
         return not fetched.all_there_was
+
+    def await_records(self, timeout_s: float) -> None:
+        """Return once a record has been fetched, or after a time."""
+        with self.lock:
+            self.topic.await_records(timeout_s)
+
+    def waits_past(self, clock_us: int) -> bool:
+        """Return true if an event may wait for a partition with this clock to pass its arrival."""
+        # Another process does not say what its partitions gave.
+        has_all = len(self.parts) == self.n_partitions
+        return not has_all or max(self.latest_us, self.saved_clock_us) >= clock_us
 
     def may_emit(self, part: "KafkaPartition") -> bool:
         """Return true if no unfinished partition has an earlier clock by more than a live topic's slack for marks."""
@@ -377,6 +402,13 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         self._said_ended = False
         self._lag = 0
         self._last_item_s = float("-inf")
+        # The last records' instant is open: no mark has passed it.
+        self._open = False
+        # When a mark may be tried again, and whether the broker has been asked for the end since the last item.
+        self._again_s = float("-inf")
+        self._asked = False
+        # Until when nothing is to be done if no record comes.
+        self._due_s = float("-inf")
         self._saved: tuple[int, int | None] | None = None
         self._script = script
         self._journal = reader.options.journal
@@ -476,12 +508,18 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         Raises ``StopIteration`` after the end or a stop, ``LayoutError`` if records were lost or partitions added,
         ``DefinitionError`` for a live topic with producer timestamps and without a settle.
         """
-        options = self._reader.options
+        reader, options = self._reader, self._reader.options
+        # Most turns of a quiet topic with many partitions end here: another partition has just looked for records.
+        if reader.looked_in == options.turns.round and not self._queue and self._due_s > reader.looked_s:
+            options.turns.taken(self, reader, gave=False, wait_s=self._due_s - reader.looked_s)
+            return []
         if self._said_ended or options.stop.is_set():
             raise StopIteration
         options.clock.look()
         items = self._next()
-        options.turns.taken(self, gave=bool(items))
+        reader.looked_in, reader.looked_s = options.turns.round, options.monotonic()
+        self._due_s = float("-inf") if items else self._next_s()
+        options.turns.taken(self, reader, gave=bool(items), wait_s=self._due_s - reader.looked_s)
         return items
 
     def _next(self) -> list[Poll]:
@@ -512,15 +550,54 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
             if self._unsaid:
                 # Do not wait: the flow's thread has other work.
                 return [self._item()] if self._journal is None or self._journal.holds(self._ticket) else []
-            since_item_s = reader.options.monotonic() - self._last_item_s
-            beats = self.ended or since_item_s >= reader.options.heartbeat_s
-            if beats or since_item_s >= reader.options.mark_s:
+            now_s = reader.options.monotonic()
+            beats = self.ended or now_s - self._last_item_s >= reader.options.heartbeat_s
+            if beats or now_s >= self._mark_at_s():
                 announced = self._announce(self._mark())
+                self._again_s = now_s + self._pause_s()
                 if announced and self._journal is not None:
                     return []
                 if beats or announced:
                     return [self._item()]
+            elif now_s >= self._ask_at_s() and not self._asked:
+                self._asked = True
+                self._mark()
         return []
+
+    def _next_s(self) -> float:
+        """Return when the next turn is due if no record comes; a past instant for as soon as possible."""
+        if self._script is not None or self._queue or self._unsaid or self.rejoins:
+            return float("-inf")
+        mark_s = self._mark_at_s() if self._asked else self._ask_at_s()
+        return min(self._last_item_s + self._reader.options.heartbeat_s, mark_s)
+
+    def _mark_at_s(self) -> float:
+        """Return when a mark is due."""
+        options = self._reader.options
+        if not self._idle_wall:
+            return float("inf")
+        if self._last_item_s == float("-inf"):
+            return self._again_s
+        due_s = self._last_item_s + options.mark_s
+        if options.mark_s and not self._is_awaited():
+            # On a grid, so that all quiet partitions give their marks together.
+            quiet_s = _QUIET * options.mark_s
+            due_s = (self._last_item_s // quiet_s + 1) * quiet_s
+        return max(due_s, self._again_s)
+
+    def _pause_s(self) -> float:
+        """Return how long after a try for a mark the next one may succeed, as far as the present shows."""
+        options = self._reader.options
+        lacks_us = self.clock_us + self._reader.settle_us - options.clock.for_marks_us()
+        return min(max(lacks_us / 1e6, _ASKED_AHEAD * options.mark_s), options.mark_s)
+
+    def _ask_at_s(self) -> float:
+        """Return when to ask the broker for the end: what it answers until the mark is due, the mark may pass."""
+        return self._mark_at_s() - _ASKED_AHEAD * self._reader.options.mark_s
+
+    def _is_awaited(self) -> bool:
+        """Return true if a mark would close an instant, or would let events of other partitions be applied."""
+        return self._open or (self._reader.options.aligned and self._reader.waits_past(self.clock_us))
 
     def _replay(self, script: Script) -> Poll | None:
         """Return what an earlier run gave, record for record with the same arrivals; None if nothing is there yet."""
@@ -553,6 +630,7 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         if clock_us <= self.clock_us:
             return False
         self.clock_us = clock_us
+        self._open = False
         self._unsaid = True
         self._note(self._position, floor_us=clock_us)
         return True
@@ -639,6 +717,8 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         if script is None:
             self._note_stamps(records, found, present_us)
         self.clock_us = int(clocks[-1])
+        reader.latest_us = max(reader.latest_us, self.clock_us)
+        self._open = True
         aside = ~found.placed
         if decided:
             aside |= np.isin(offsets, list(decided))
@@ -706,6 +786,7 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
     ) -> Poll:
         records = _no_records() if records is None else records
         self._last_item_s = self._reader.options.monotonic()
+        self._asked = False
         self._said_ended = self.ended and self._script is None
         self._unsaid = False
         self._said = self._said or self.clock_us != NO_CLOCK

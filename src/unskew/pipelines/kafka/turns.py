@@ -1,30 +1,66 @@
 """When the flow's thread rests: after a round in which no partition had anything.
 
 Bytewax waits between two turns of a partition, and asks for the next turn once the wall clock has passed an instant: if
-the wall clock goes back by an hour, the partition waits for an hour. So partitions are always due, and rest here.
+the wall clock goes back by an hour, the partition waits for an hour. So partitions are always due, and rest here. A
+rest ends when a record comes, or when a partition has something to do without one.
 """
 
 import datetime as dt
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 ALWAYS_DUE = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 """An instant that every wall clock has passed."""
-_REST_S = 0.001
+SHORTEST_S = 0.001
+LONGEST_S = 0.02
+"""The longest rest, after which the process looks whether it should stop."""
+
+
+class Awaiting(Protocol):
+    """A reader that can wait for its next record."""
+
+    def await_records(self, timeout_s: float) -> None: ...
 
 
 class Turns:
-    """The turns of all partitions of a process since one of them last gave an item."""
+    """The turns of all partitions of a process since one of them last gave an item.
 
-    def __init__(self, rest: Callable[[float], None] = time.sleep) -> None:
+    ``longest_s``: the longest rest. A process to which others send items must look for them every millisecond, because
+    only its own records end a rest. ``before_rest``: called before each rest; what waits for more to come should not
+    wait for that. ``round``: the number of the present round; it grows with each rest and each item.
+    """
+
+    def __init__(self, longest_s: float = LONGEST_S, rest: Callable[[float], None] = time.sleep) -> None:
+        self.round = 0
+        self.before_rest: Callable[[], None] = lambda: None
+        self._longest_s = longest_s
         self._rest = rest
         self._idle: set[object] = set()
+        self._readers: set[Awaiting] = set()
+        self._wait_s = longest_s
 
-    def taken(self, partition: object, *, gave: bool) -> None:
-        """Note a turn of a partition; rest for a millisecond if all have had one and gave nothing."""
+    def taken(self, partition: object, reader: Awaiting, *, gave: bool, wait_s: float = SHORTEST_S) -> None:
+        """Note a turn of a partition; rest if all have had one and gave nothing.
+
+        ``wait_s``: when the partition needs its next turn if no record comes.
+        """
         if gave:
-            self._idle.clear()
+            self._begin_round()
         elif partition in self._idle:
-            self._idle.clear()
-            self._rest(_REST_S)
+            rest_s = max(self._wait_s, SHORTEST_S)
+            self._begin_round()
+            self.before_rest()
+            # Only one reader at a time can be waited for.
+            if rest_s > SHORTEST_S and self._readers == {reader}:
+                reader.await_records(rest_s)
+            else:
+                self._rest(SHORTEST_S)
+        self._readers.add(reader)
         self._idle.add(partition)
+        self._wait_s = min(self._wait_s, wait_s)
+
+    def _begin_round(self) -> None:
+        self.round += 1
+        self._idle.clear()
+        self._wait_s = self._longest_s

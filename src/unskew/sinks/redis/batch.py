@@ -35,6 +35,11 @@ class Batch:
     n_distinct: int = 0
     n_conflated: int = 0
 
+    @property
+    def has_rows(self) -> bool:
+        """Whether there is more than clocks: rows to send or to compare, or the end of a shard's rows."""
+        return bool(self.n_rows or self.refilled or self.comparisons or self.compared)
+
     def add(self, updates: Updates | NothingToCome) -> None:
         name = clock_field(updates.view, updates.shard)
         if isinstance(updates, NothingToCome):

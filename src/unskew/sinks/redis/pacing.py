@@ -14,6 +14,8 @@ LAG_PER_INTERVAL = 16
 """The lag divided by the interval between flushes: 1 ms at 16 ms of lag, 1 s at 16 s of lag and more."""
 
 MOST_ROWS_WAITING = 200_000
+CLOCKS_INTERVAL_US = 20_000
+"""The least time between two flushes of clocks without rows, unless the flow rests: many shards' clocks go together."""
 LEAST_ROWS_ASIDE = 1_000
 """The least number of rows sent in another thread; sending fewer takes less time than waking that thread."""
 
@@ -45,8 +47,10 @@ class Pacing:
         lag_us = max(0, now_us - self.gathered.newest_clock_us)
         return min(LONGEST_INTERVAL_US, lag_us // LAG_PER_INTERVAL)
 
-    def flush_if_due(self, now_us: int) -> bool:
+    def flush_if_due(self, now_us: int, *, resting: bool = False) -> bool:
         """Begin a flush if the interval since the last one is over or very many rows wait; return true if it began.
+
+        ``resting``: nothing comes soon that should go with what waits.
 
         While a batch is in flight, no other is begun; if very many rows wait, the batch in flight is awaited first.
         """
@@ -56,7 +60,10 @@ class Pacing:
             return False
         full = self.n_waiting >= MOST_ROWS_WAITING
         # A wall clock that has gone back does not say how long ago the last flush was.
-        due = self._flushed_at_us is None or not 0 <= now_us - self._flushed_at_us < self.interval_us(now_us)
+        interval_us = self.interval_us(now_us)
+        if not (resting or self.gathered.has_rows):
+            interval_us = max(interval_us, CLOCKS_INTERVAL_US)
+        due = self._flushed_at_us is None or not 0 <= now_us - self._flushed_at_us < interval_us
         if not (full or (due and self._sending is None)):
             return False
         self._finish()

@@ -353,13 +353,14 @@ class RedisWriter:
         """Return how long rows are gathered before they are sent: it grows with the newest clock's lag, up to 1 s."""
         return self._pacing.interval_us(now_us)
 
-    def flush_if_due(self, now_us: int) -> bool:
+    def flush_if_due(self, now_us: int, *, resting: bool = False) -> bool:
         """Begin a flush if the interval since the last one is over or very many rows wait; return true if it began.
 
-        ``now_us``: the present, microseconds. Nothing is flushed without a call: call this after every step, and
+        ``now_us``: the present, microseconds. ``resting``: the flow has nothing else to do, so clocks without rows need
+        not wait for others. Nothing is flushed without a call: call this after every step, and
         ``flush`` before a snapshot. Raises what ``flush`` raises, also for a batch begun earlier.
         """
-        return self._pacing.flush_if_due(now_us)
+        return self._pacing.flush_if_due(now_us, resting=resting)
 
     def flush(self, now_us: int) -> None:
         """Send all waiting rows, and return once Redis has acknowledged them and the clocks.
