@@ -464,10 +464,13 @@ class ShardState:
         instants = rows.instant[:count]
         order = _by_key_at_one_instant(instants, keys, number)
         entity = decode_keys(keys, self.view.entity)
+        places = number[order]
+        if len(keys) != count or (places[1:] < places[:-1]).any():
+            entity = entity[places]
         caused = rows.cause[:count][order] & w.CAUSE_EVENT != 0
         closed = pl.DataFrame(
             [
-                *entity[number[order]].get_columns(),
+                *entity.get_columns(),
                 *self._outputs(_taken(rows.values, order), rows.present[order]),
                 pl.Series("available_at", instants[order]).cast(_INSTANT),
                 series("event_time", rows.event_time[:count][order], caused).cast(_INSTANT),

@@ -438,7 +438,6 @@ class RedisSink(_Sink):
             )
             self._begun = True
 
-
     def rest(self) -> None:
         """Send what waits, because the flow rests."""
         self.server.until_done(lambda: self.writer.flush_if_due(self.now_us(), resting=True))

@@ -471,7 +471,9 @@ def _open_topics(
         # In a cluster, only one process withdraws what earlier runs announced.
         leads = deployment.process == 0
         shards = Shards(names, None if leads else frozenset(), opened.state.retired, deployment.process)
-    return _Topics(turns=turns, sources=sources, routers=routers, shards=shards, own=frozenset(own), tables=frozenset(tables))
+    return _Topics(
+        turns=turns, sources=sources, routers=routers, shards=shards, own=frozenset(own), tables=frozenset(tables)
+    )
 
 
 def _wire(

@@ -36,6 +36,7 @@ from unskew.features.errors import DefinitionError, LayoutError, StoreUnavailabl
 from unskew.pipelines.kafka.consumer import Records
 from unskew.pipelines.kafka.host_clock import HostClock
 from unskew.pipelines.kafka.stamps import check_topics
+from unskew.pipelines.kafka.turns import Turns
 from unskew.pipelines.state.known_topics import Described, KnownTopics
 from unskew.sinks.wall import wall_us
 
@@ -237,6 +238,58 @@ def test_an_idle_partition_holds_up_a_busy_one_no_longer_than_it_must(topic, rea
     source.parts[1]._idle_wall = False
     stream.put(0, 11_000)
     assert arrivals_of(polls(source, for_seconds(0.4))) == []
+
+
+def _marks_while_quiet(source, present, seconds):
+    """The marks that each partition gives while the present moves on, and no record comes."""
+    began_us, began_s = present.us, time.monotonic()
+
+    def move(_items):
+        present.us = began_us + int((time.monotonic() - began_s) * SECOND)
+        return time.monotonic() - began_s > seconds
+
+    items = polls(source, move)
+    return [[item.clock_us for item in items if item.partition == number] for number in source.parts]
+
+
+def test_a_mark_that_nothing_waits_for_comes_four_times_more_seldom(topic, read):
+    stream = topic(2)
+    present = Present(NOON + 10 * SECOND)
+    source = read(
+        stream, idle="wall", settle_us=SECOND, present_us=present, aligned=False, mark_s=0.1, heartbeat_s=1_000.0
+    )
+    polls(source, lambda items: {item.clock_us for item in items} >= {NOON + 9 * SECOND})
+
+    assert all(3 <= len(set(marks)) <= 6 for marks in _marks_while_quiet(source, present, 2.0))
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_a_mark_that_closes_an_instant_or_lets_events_be_applied_comes_soon(topic, read, aligned):
+    stream = topic(2)
+    present = Present(NOON + 10 * SECOND)
+    source = read(
+        stream, idle="wall", settle_us=0, present_us=present, aligned=aligned, mark_s=0.2, heartbeat_s=1_000.0
+    )
+    polls(source, lambda items: {item.partition for item in items if item.clock_us == NOON + 10 * SECOND} == {0, 1})
+    present.us += SECOND
+    stream.put(0, 11_000)
+    polls(source, n_records(1))
+
+    marks = _marks_while_quiet(source, present, 0.5)
+    # Only in a stream whose shards read all partitions does an event wait for the other one.
+    for partition in (0, 1) if aligned else (0,):
+        assert any(clock_us > NOON + 11 * SECOND for clock_us in marks[partition])
+
+
+def test_a_record_ends_a_rest(topic, read):
+    stream = topic()
+    source = read(stream, idle="wall", settle_us=SECOND, turns=Turns(longest_s=20.0), heartbeat_s=1_000.0, mark_s=100.0)
+    polls(source, lambda items: items)
+    threading.Timer(0.5, stream.put, (0, 1)).start()
+    began_s = time.monotonic()
+
+    assert arrivals_of(polls(source, n_records(1)))
+    assert 0.4 < time.monotonic() - began_s < 5.0
 
 
 def test_a_record_older_than_an_announced_mark_arrives_at_the_mark(topic, read):

@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.flows import VIEW, step
 from unskew.sinks.redis.batch import Batch
-from unskew.sinks.redis.pacing import LEAST_ROWS_ASIDE, MOST_ROWS_WAITING, Pacing
+from unskew.sinks.redis.pacing import CLOCKS_INTERVAL_US, LEAST_ROWS_ASIDE, MOST_ROWS_WAITING, Pacing
 
 MANY = [f"k{number}" for number in range(LEAST_ROWS_ASIDE)]
 SECOND = 1_000_000
@@ -112,3 +112,20 @@ def test_a_failure_in_the_callers_thread_forgets_nothing(pacing, wire):
     pacing.flush(0)
 
     assert wire.brought == [1]
+
+
+def test_clocks_without_rows_go_together_or_when_the_flow_rests(pacing, wire):
+    def flushes(at_us, keys, *, resting=False):
+        # A clock as late as this one lets every flush begin that need not wait for others.
+        pacing.gathered.add(step(at_us, 1, keys))
+        return pacing.flush_if_due(at_us, resting=resting)
+
+    assert flushes(0, ["a"])
+    assert not flushes(CLOCKS_INTERVAL_US - 1, [])
+    assert flushes(CLOCKS_INTERVAL_US, [])
+    assert not flushes(CLOCKS_INTERVAL_US + 1, [])
+    assert flushes(CLOCKS_INTERVAL_US + 2, [], resting=True)
+    assert not flushes(CLOCKS_INTERVAL_US + 3, [])
+    assert flushes(CLOCKS_INTERVAL_US + 4, ["a"])
+
+    assert wire.brought == [0, CLOCKS_INTERVAL_US, CLOCKS_INTERVAL_US + 2, CLOCKS_INTERVAL_US + 4]

@@ -87,7 +87,8 @@ class SourceOptions:
     ``clock``: this host's clock. ``turns``: when the flow rests. All sources of a process share both.
     ``poll_records``, ``queued_polls``: bounds of an item and of a partition's queue.
     ``heartbeat_s``: a partition gives an item at least this often. ``mark_s``: a mark without records at most this
-    often, and four times more seldom if nothing waits for it. ``timeout_s``: wait for the broker's answer at start. ``config``: further librdkafka settings.
+    often, and four times more seldom if nothing waits for it. ``timeout_s``: wait for the broker's answer at start.
+    ``config``: further librdkafka settings.
     ``journal``: records decisions before they take effect; with None nothing is recorded.
     ``known``: the topics that an earlier run read. ``adopt_ids``: topics with other ids are the same ones.
     ``by_partition``: the names of the views whose entity partitions the topic; with any, no partition may be added.

@@ -1,0 +1,67 @@
+"""The flow's thread rests once no partition has anything, until one of them needs its turn or a record comes."""
+
+from unskew.pipelines.kafka.turns import LONGEST_S, SHORTEST_S, Turns
+
+
+class Topic:
+    def __init__(self) -> None:
+        self.awaited: list[float] = []
+
+    def await_records(self, timeout_s: float) -> None:
+        self.awaited.append(timeout_s)
+
+
+def test_a_round_without_items_ends_in_a_rest_until_the_first_partition_needs_its_turn():
+    turns, topic = Turns(), Topic()
+
+    for _ in range(2):
+        turns.taken("p0", topic, gave=False, wait_s=0.015)
+        turns.taken("p1", topic, gave=False, wait_s=0.005)
+        turns.taken("p2", topic, gave=False, wait_s=10.0)
+    turns.taken("p0", topic, gave=False, wait_s=0.015)
+
+    assert topic.awaited == [0.005, 0.005]
+
+
+def test_no_rest_is_longer_than_the_longest_or_shorter_than_the_shortest():
+    slept: list[float] = []
+    turns, topic = Turns(rest=slept.append), Topic()
+
+    for wait_s in (10.0, float("-inf"), 10.0):
+        turns.taken("p0", topic, gave=False, wait_s=wait_s)
+
+    assert topic.awaited == [LONGEST_S]
+    assert slept == [SHORTEST_S]
+
+
+def test_there_is_no_rest_after_an_item():
+    turns, topic = Turns(), Topic()
+
+    for gave in (True, True, True):
+        turns.taken("p0", topic, gave=gave, wait_s=0.01)
+        turns.taken("p1", topic, gave=False, wait_s=0.01)
+
+    assert topic.awaited == []
+
+
+def test_two_topics_are_looked_at_every_millisecond():
+    slept: list[float] = []
+    turns, topics = Turns(rest=slept.append), (Topic(), Topic())
+
+    for _ in range(3):
+        for topic in topics:
+            turns.taken(topic, topic, gave=False, wait_s=0.01)
+
+    assert slept == [SHORTEST_S, SHORTEST_S]
+    assert not any(topic.awaited for topic in topics)
+
+
+def test_what_waits_for_more_is_told_of_each_rest():
+    turns, topic = Turns(), Topic()
+    rests: list[int] = []
+    turns.before_rest = lambda: rests.append(turns.round)
+
+    for _ in range(3):
+        turns.taken("p0", topic, gave=False, wait_s=0.01)
+
+    assert rests == [1, 2]
