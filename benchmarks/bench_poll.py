@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import redis
 from workload import SCHEMA, live_in, zipf
 
 HERE = Path(__file__)
@@ -277,6 +278,16 @@ def produce(bootstrap: str, rate: int, n_partitions: int, stop: threading.Event)
     producer.flush(5)
 
 
+def wait_until_running(redis_url: str) -> None:
+    """Return once a pipeline has sent the clocks of its shards: by then it has started and compiled."""
+    with redis.Redis.from_url(redis_url) as client:
+        for _ in range(600):
+            if any(value.isdigit() for key in client.scan_iter("p:clock:*") for value in client.hvals(key)):
+                return
+            time.sleep(0.5)
+    raise SystemExit("the pipeline does not start")
+
+
 def idle_cores(source: Path, given: argparse.Namespace) -> float:
     """Return the cores that a pipeline uses on a quiet topic."""
     from unskew.demo.embedded import EmbeddedBroker, EmbeddedRedis
@@ -291,6 +302,7 @@ def idle_cores(source: Path, given: argparse.Namespace) -> float:
         try:
             if given.rate:
                 sending.start()
+            wait_until_running(server.url)
             time.sleep(given.warm_up)
             began_s, began = time.monotonic(), processor_s(process.pid)
             time.sleep(given.seconds)
@@ -328,7 +340,7 @@ def main() -> None:
     parser.add_argument("--partitions", type=int, default=100)
     parser.add_argument("--rate", type=int, default=100, help="events a second of the quiet topic")
     parser.add_argument("--seconds", type=float, default=15.0)
-    parser.add_argument("--warm-up", type=float, default=12.0)
+    parser.add_argument("--warm-up", type=float, default=6.0, help="seconds after the first clocks")
     for hidden in ("--serve", "--live"):
         parser.add_argument(hidden, action="store_true", help=argparse.SUPPRESS)
     for hidden in ("--folder", "--bootstrap", "--redis-url"):
