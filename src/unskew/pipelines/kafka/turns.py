@@ -49,10 +49,11 @@ class Turns:
             self._begin_round()
         elif partition in self._idle:
             rest_s = max(self._wait_s, SHORTEST_S)
+            # Only one reader at a time can be waited for.
+            is_alone = self._readers == {reader}
             self._begin_round()
             self.before_rest()
-            # Only one reader at a time can be waited for.
-            if rest_s > SHORTEST_S and self._readers == {reader}:
+            if rest_s > SHORTEST_S and is_alone:
                 reader.await_records(rest_s)
             else:
                 self._rest(SHORTEST_S)
@@ -63,4 +64,5 @@ class Turns:
     def _begin_round(self) -> None:
         self.round += 1
         self._idle.clear()
+        self._readers.clear()
         self._wait_s = self._longest_s
