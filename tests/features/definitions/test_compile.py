@@ -569,14 +569,14 @@ def test_views_with_faults_hide_nothing_of_what_reads_views():
     wrong = OnDemand(
         "wrong", {"lat": "float64"}, [Derived("twice", "lat * purchases:n"), Derived("bad", "lat * visits:m")]
     )
-    service = Service("model", ["purchases:n", "visits:nothing", "vists:n", "wrong:twice", "purchase:n"])
+    service = Service("model", ["purchases:n", "visits:nothing", "visitz:n", "wrong:twice", "purchase:n"])
 
     faults = faults_of(broken, whole, wrong, service)
 
     assert [fault.partition(": ")[0] for fault in faults] == ["purchases.n", "on-demand wrong", *["service model"] * 3]
     assert "bad: expression" in faults[1]
     assert "'nothing'" in faults[2]
-    assert "no view 'vists'; did you mean 'visits'?" in faults[3]
+    assert "no view 'visitz'; did you mean 'visits'?" in faults[3]
     assert "no view 'purchase'; did you mean 'purchases'?" in faults[4]
 
 
