@@ -25,6 +25,7 @@ from unskew.cli import main
 from unskew.features.errors import LayoutError
 from unskew.offline.compaction import Limits, archive_tables, compact, dead_letter_tables, log_tables
 from unskew.offline.dead_letters import Wanted, find
+from unskew.offline.logged_plan import logged_plan
 from unskew.pipelines.deployment import Deployment, owner_of
 from unskew.pipelines.history.ahead import Ahead, backfill_ahead
 from unskew.pipelines.run import run
@@ -97,6 +98,10 @@ def test_everything_that_a_disk_can_do_an_object_store_can(bench: Bench, bucket:
     expected = left(on_disk, topic)
     assert same(left(far, topic), expected)
     assert not any("_staged" in one.parts or "_probe" in one.parts for one in bucket.objects())
+    by_the_log = {one.id: one.state_fingerprint for one in logged_plan(far.log).views.values()}
+    assert by_the_log == {one.id: one.state_fingerprint for one in both.views.values()}
+    audited = CliRunner().invoke(main, ["audit", "--log", str(far.log), "--archive", str(far.archive), "--offline"])
+    assert (audited.exit_code, audited.output[-10:]) == (0, "identical\n")
     for store in (far, on_disk):
         agreed(both, store, samples=200)
 
