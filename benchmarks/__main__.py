@@ -24,6 +24,7 @@ NAMES = (
     "bench_journey",
     "bench_checksum",
     "bench_epochs",
+    "bench_snapshots",
     "bench_recovery",
     "bench_compaction",
     "bench_objects",

@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from unskew.features.kernel import words as w
-from unskew.features.kernel.rankings import most_ranked, ranking_tally
 from unskew.features.plan import MAX_FEATURES, FeaturePlan, ViewPlan
 from unskew.features.time import unit_boundaries
 from unskew.features.view import ViewWindow
@@ -277,8 +276,8 @@ class _Lowering:
         size = tally = 0
         n_ranked = _n_ranked(feature)
         if n_ranked:
-            tally = ranking_tally(n_ranked, w.TEXT if by >= 0 else kind)
-            self._chosen_words = max(self._chosen_words, most_ranked(tally))
+            tally = w.TALLY_RANKING - (n_ranked << w.RANKING_KIND_BITS | (w.TEXT if by >= 0 else kind))
+            self._chosen_words = max(self._chosen_words, 2 * n_ranked + w.RANKING_SPARE)
         match feature.function:
             case "first_n" | "last_n":
                 size = parameters["n"]

@@ -19,33 +19,20 @@ from unskew.features.kernel.arithmetic import add, add_limbs, load_limbs
 from unskew.features.kernel.comparing import code_before
 from unskew.features.kernel.items import beside, enter, find, free_item, unchain
 
-_KIND_BITS = 2
-_SPARE_PLACES = 16
-
-
-def ranking_tally(needed: int, kind: int) -> int:
-    """Return ``A_TALLY`` of a ranking from which ``needed`` codes of a kind are read."""
-    return w.TALLY_RANKING - (needed << _KIND_BITS | kind)
-
 
 @inlined()
 def _kind(tally):
-    return (w.TALLY_RANKING - tally) & ((1 << _KIND_BITS) - 1)
+    return (w.TALLY_RANKING - tally) & ((1 << w.RANKING_KIND_BITS) - 1)
 
 
 @inlined()
 def _n_needed(tally):
-    return (w.TALLY_RANKING - tally) >> _KIND_BITS
-
-
-def most_ranked(tally: int) -> int:
-    """Return how many items a ranking has at most."""
-    return 2 * ((w.TALLY_RANKING - tally) >> _KIND_BITS) + _SPARE_PLACES
+    return (w.TALLY_RANKING - tally) >> w.RANKING_KIND_BITS
 
 
 @inlined()
 def _most_ranked(tally):
-    return 2 * _n_needed(tally) + _SPARE_PLACES
+    return 2 * _n_needed(tally) + w.RANKING_SPARE
 
 
 @inlined()

@@ -141,6 +141,9 @@ TALLY_RANKS, TALLY_RANKING = -1, -2
 # until it has as few as the second. So has a ranking.
 TALLY_FROM, TALLY_UNTIL = 64, 32
 RANKING_FROM, RANKING_UNTIL = 8, 4
+# A_TALLY of a ranking holds the kind of its codes in so many bits and, above them, how many are read. It keeps twice as
+# many, and so many more.
+RANKING_KIND_BITS, RANKING_SPARE = 2, 16
 
 # A wedge begins when more tiles than these were read to find a least or greatest value.
 WEDGE_FROM = 32
