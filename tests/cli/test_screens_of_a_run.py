@@ -2,6 +2,7 @@
 
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,18 +52,20 @@ class World:
         good = [Record(0, stamp_ms + n, USERS[n % 3], 10**15 + n, 2.5, True, START + n * 1000) for n in range(90)]
         self.topic = bench.produce([*good, Record(1, stamp_ms + 60_000, "bob", 1, float("nan"), True, START)], 2)
         (root / "purchase.avsc").write_text(json.dumps(SCHEMA))
-        self.views = root / "views.yaml"
+        self.views = Path("views.yaml")
         self.views.write_text(DEFINITIONS.format(topic=self.topic, long=LONG, window="lifetime"))
-        self.changed = root / "changed.yaml"
+        self.changed = Path("changed.yaml")
         self.changed.write_text(DEFINITIONS.format(topic=self.topic, long=LONG, window="30d").replace("n: 50", "n: 9"))
         self.where = bench.deployment()
-        self.registry = root / "registry"
+        self.registry = Path("registry")
         applied = self.call("apply VIEWS REGISTRY --yes")
         assert applied.exit_code == 0, applied.output
         run(load(self.views), self.where, stop=threading.Event())
 
     def arguments(self, command: str) -> list[str]:
-        where = self.where
+        # Relative to the folder of the test, whose own path may be wider than a terminal.
+        folders = {name: getattr(self.where, name).relative_to(self.root) for name in ("log", "archive", "state")}
+        where = replace(self.where, dead_letters=self.where.dead_letters.relative_to(self.root), **folders)
         places = {
             "VIEWS": [self.views],
             "CHANGED": [self.changed],
@@ -83,7 +86,8 @@ class World:
 
 
 @pytest.fixture
-def world(broker: EmbeddedBroker, redis_url: str, tmp_path: Path) -> World:
+def world(broker: EmbeddedBroker, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    monkeypatch.chdir(tmp_path)
     return World(Bench(broker, redis_url, tmp_path), tmp_path)
 
 
