@@ -356,7 +356,7 @@ class TopicReader:
         """Return the broker's present low and high watermark. Raises ``StoreUnavailable``."""
         late = stop_after_delay(self._timeout_s)
         asking = Retrying(
-            retry=retry_if_exception(_passes),
+            retry=retry_if_exception(passes),
             wait=wait_random_exponential(multiplier=0.02, max=0.5),
             stop=lambda state: self._stop.is_set() or late(state),
             reraise=True,
@@ -762,7 +762,7 @@ class TopicReader:
         )
 
 
-def _passes(error: BaseException) -> bool:
+def passes(error: BaseException) -> bool:
     return isinstance(error, KafkaException) and error.args[0].code() in _PASSING | _BROKER_LOST
 
 

@@ -8,8 +8,10 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]  # not in its __all__
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from unskew.features.errors import RequestError, StoreUnavailable
+from unskew.pipelines.kafka.consumer import passes
 from unskew.pipelines.kafka.poll import FRAME_BYTES
 
 ANSWER_S = 10.0
@@ -107,9 +109,17 @@ class Sender:
                 "auto.offset.reset": "earliest",
             }
         )
+        # A topic that was created a moment ago may have partitions without a leader.
+        asking = Retrying(
+            retry=retry_if_exception(passes),
+            wait=wait_random_exponential(multiplier=0.02, max=0.5),
+            stop=stop_after_delay(ANSWER_S),
+            reraise=True,
+        )
         try:
             for partition in range(self.n_partitions):
-                first, end = consumer.get_watermark_offsets(TopicPartition(self.topic, partition), timeout=ANSWER_S)
+                place = TopicPartition(self.topic, partition)
+                first, end = asking(consumer.get_watermark_offsets, place, timeout=ANSWER_S)
                 if first == end:
                     continue
                 consumer.assign([TopicPartition(self.topic, partition, first)])
