@@ -7,7 +7,7 @@ an expression of a registry must not reach an engine unchecked.
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -23,6 +23,7 @@ from unskew.features.definitions.slots import (
     name_faults,
     text_faults,
     version_faults,
+    without_faults,
 )
 from unskew.features.definitions.sql_text import (
     Call,
@@ -226,11 +227,7 @@ FUNCTIONS = frozenset(_FUNCTIONS)
 
 def plan_on_demand(on_demand: OnDemand, views: Versions[View]) -> OnDemandView:
     """Return on-demand features as they are published. Raises ``DefinitionError`` with all their faults."""
-    faults: list[str] = []
-    plan = planned_on_demand(on_demand, views, faults)
-    if plan is None:
-        raise DefinitionError(faults)
-    return plan
+    return without_faults(partial(planned_on_demand, on_demand, views))
 
 
 def planned_on_demand(

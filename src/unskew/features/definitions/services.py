@@ -2,11 +2,12 @@
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from unskew.features.definitions.slots import did_you_mean, is_unchecked, name_faults
+from unskew.features.definitions.slots import did_you_mean, is_unchecked, name_faults, without_faults
 from unskew.features.definitions.vocabulary import Service
-from unskew.features.errors import DefinitionError, RequestError, UnknownName, shown
+from unskew.features.errors import RequestError, UnknownName, shown
 from unskew.features.on_demand import OnDemandView, is_reference
 from unskew.features.references import demanded, resolve
 from unskew.features.registry import pin
@@ -25,11 +26,7 @@ def pinned(service: Service, views: Versions[View], on_demand: Mapping[str, OnDe
 
     Raises ``DefinitionError`` with all its faults.
     """
-    faults: list[str] = []
-    plan = planned_service(service, views, on_demand, faults)
-    if plan is None:
-        raise DefinitionError(faults)
-    return plan
+    return without_faults(partial(planned_service, service, views, on_demand))
 
 
 def planned_service(

@@ -3,9 +3,9 @@
 import datetime as dt
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from decimal import Context, Decimal, Inexact, InvalidOperation
-from typing import get_args
+from typing import TypeVar, get_args
 
 import polars as pl
 
@@ -41,10 +41,22 @@ _DECIMAL_RANGE = ", of at most 2^63 - 1 units of its last digit"
 _EXAMPLES = {"timestamp": "a datetime with its time zone"}
 
 
+Planned = TypeVar("Planned")
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return the nearest known name as a question, or a list of all known names."""
     known = sorted(known)
     return nearest(name, known, "known names are") if known else "none is defined"
+
+
+def without_faults(plan: Callable[[list[str]], Planned | None]) -> Planned:
+    """Return what is planned. Raises ``DefinitionError`` with the faults that ``plan`` adds to the list it is given."""
+    faults: list[str] = []
+    planned = plan(faults)
+    if planned is None or faults:
+        raise DefinitionError(faults)
+    return planned
 
 
 def mentions(expression: object, names: Collection[str]) -> bool:

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, get_args
 
 import polars as pl
@@ -13,6 +14,7 @@ from unskew.features.definitions.expressions import unknown_column
 from unskew.features.definitions.inputs import Path, flat_avro, forms_of, paths_of, row_of
 from unskew.features.definitions.json_schema import json_columns, json_fields
 from unskew.features.definitions.schemas import read_schema
+from unskew.features.definitions.slots import without_faults
 from unskew.features.definitions.vocabulary import Stream, Table
 from unskew.features.errors import DefinitionError, RequestError, shown
 from unskew.features.local import local_path
@@ -38,11 +40,7 @@ def plan_stream(stream: Stream) -> StreamPlan:
 
     Raises ``DefinitionError`` with all faults found, each half a sentence that says what is wrong and what to do.
     """
-    faults: list[str] = []
-    plan = planned_stream(stream, faults)
-    if plan is None or faults:
-        raise DefinitionError(faults)
-    return plan
+    return without_faults(partial(planned_stream, stream))
 
 
 def planned_stream(stream: Stream, faults: list[str]) -> StreamPlan | None:
@@ -133,11 +131,7 @@ def planned_stream(stream: Stream, faults: list[str]) -> StreamPlan | None:
 
 def plan_table(table: Table) -> StreamPlan:
     """Return a table as the stream of its rows. Raises ``DefinitionError`` as ``plan_stream`` does."""
-    faults: list[str] = []
-    plan = planned_table(table, faults)
-    if plan is None or faults:
-        raise DefinitionError(faults)
-    return plan
+    return without_faults(partial(planned_table, table))
 
 
 def planned_table(table: Table, faults: list[str]) -> StreamPlan | None:
