@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from typing_extensions import override
 
 from unskew.features.ledger import NOTHING_LATE, ledger_of, written
 from unskew.features.plan import ViewPlan
@@ -42,7 +43,35 @@ DEAD_LETTER_SCHEMA: Mapping[str, pl.DataType] = {
 _ENDED = "ended"
 
 
-class LogTable:
+class _Staged:
+    """What all kinds leave to the table in which their rows are staged."""
+
+    _table: StagedTable
+
+    @property
+    def n_held(self) -> int:
+        """The number of bytes of rows that the last state holds, at most."""
+        return self._table.n_held
+
+    def kept(self, room: int) -> dict[str, Any] | None:
+        """Return a state that holds the rows, as ``StagedTable.kept`` does."""
+        self._append_waiting()
+        return self._table.kept(room)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Take a snapshot, as ``StagedTable.snapshot`` does."""
+        self._append_waiting()
+        return self._table.snapshot()
+
+    def settle(self) -> None:
+        """Publish what is staged, as ``StagedTable.settle`` does."""
+        self._table.settle()
+
+    def _append_waiting(self) -> None:
+        """Append rows that have waited for the end of the epoch."""
+
+
+class LogTable(_Staged):
     """One shard's share of a view's log: every closed change of every value, in the order of ``seq``.
 
     ``now_us``: the wall clock; it is used for ``written_at`` only. ``saved`` and errors are those of ``StagedTable``;
@@ -108,23 +137,6 @@ class LogTable:
             self._ledger = ledger
             self._table.cover({LEDGER: written(ledger)})
 
-    @property
-    def n_held(self) -> int:
-        """The number of bytes of rows that the last state holds, at most."""
-        return self._table.n_held
-
-    def kept(self, room: int) -> dict[str, Any] | None:
-        """Return a state that holds the rows, as ``StagedTable.kept`` does."""
-        return self._table.kept(room)
-
-    def snapshot(self) -> dict[str, Any]:
-        """Take a snapshot, as ``StagedTable.snapshot`` does."""
-        return self._table.snapshot()
-
-    def settle(self) -> None:
-        """Publish what is staged, as ``StagedTable.settle`` does."""
-        self._table.settle()
-
     def _complete(self, rows: pl.DataFrame) -> pl.DataFrame:
         # Column by column, because a query would cost more than the work on the few rows of most epochs.
         columns = {column.name: column for column in rows.get_columns()}
@@ -134,7 +146,7 @@ class LogTable:
         return pl.DataFrame([column if column.dtype == kind else column.cast(kind) for column, kind in wanted])
 
 
-class DeadLetterTable:
+class DeadLetterTable(_Staged):
     """One writer's share of a topic's dead letters, columns as in ``DEAD_LETTER_SCHEMA``.
 
     Several steps of the flow refuse records, so dead letters do not come in the order of offsets. They are sorted by
@@ -168,32 +180,14 @@ class DeadLetterTable:
         if letters.height:
             self._waiting.append(letters.match_to_schema(pl.Schema(DEAD_LETTER_SCHEMA)))
 
-    @property
-    def n_held(self) -> int:
-        """The number of bytes of rows that the last state holds, at most."""
-        return self._table.n_held
-
-    def kept(self, room: int) -> dict[str, Any] | None:
-        """Return a state that holds the rows, as ``StagedTable.kept`` does."""
-        self._append_waiting()
-        return self._table.kept(room)
-
-    def snapshot(self) -> dict[str, Any]:
-        """Take a snapshot, as ``StagedTable.snapshot`` does."""
-        self._append_waiting()
-        return self._table.snapshot()
-
-    def settle(self) -> None:
-        """Publish what is staged, as ``StagedTable.settle`` does."""
-        self._table.settle()
-
+    @override
     def _append_waiting(self) -> None:
         if self._waiting:
             self._table.append(pl.concat(self._waiting).sort("arrival", "partition", "offset", "view"))
             self._waiting = []
 
 
-class ArchiveTable:
+class ArchiveTable(_Staged):
     """One partition's share of a topic's event archive: decoded events in the order of ``_offset``.
 
     Its coverage says from which arrival the partition was read, the offset of its first event, up to which instant its
@@ -249,23 +243,6 @@ class ArchiveTable:
         if clock_us is not None:
             # The instant of the clock itself is still open.
             self._table.cover({"complete_to": clock_us - 1})
-
-    @property
-    def n_held(self) -> int:
-        """The number of bytes of rows that the last state holds, at most."""
-        return self._table.n_held
-
-    def kept(self, room: int) -> dict[str, Any] | None:
-        """Return a state that holds the rows, as ``StagedTable.kept`` does."""
-        return self._table.kept(room)
-
-    def snapshot(self) -> dict[str, Any]:
-        """Take a snapshot, as ``StagedTable.snapshot`` does."""
-        return self._table.snapshot()
-
-    def settle(self) -> None:
-        """Publish what is staged, as ``StagedTable.settle`` does."""
-        self._table.settle()
 
 
 Table = LogTable | DeadLetterTable | ArchiveTable
