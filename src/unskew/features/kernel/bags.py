@@ -11,7 +11,7 @@ from unskew.features.jit import inlined, inner
 from unskew.features.kernel import words as w
 from unskew.features.kernel.arithmetic import add_limbs, load_limbs, negate
 from unskew.features.kernel.event_order import load_event, store_event
-from unskew.features.kernel.items import enter, find, free_item, new_item, unchain
+from unskew.features.kernel.items import enter, find, free_item, link, new_item, unchain, unlink
 from unskew.features.kernel.rankings import rank_less, rank_more
 from unskew.features.kernel.tallies import note
 
@@ -34,33 +34,6 @@ def first_item(cells, cell, word):
     return cells[cell, word + w.FIRST_ITEM] - 1
 
 
-@inlined()
-def _link(items, item, cells, cell, word, before, after):
-    """Put an item into a cell's list, between two others or NONE."""
-    items[item, w.ITEM_PREVIOUS] = before
-    items[item, w.ITEM_NEXT] = after
-    if before == w.NONE:
-        cells[cell, word + w.FIRST_ITEM] = item + 1
-    else:
-        items[before, w.ITEM_NEXT] = item
-    if after != w.NONE:
-        items[after, w.ITEM_PREVIOUS] = item
-    cells[cell, word + w.N_ITEMS] += 1
-
-
-@inlined()
-def _unlink(items, item, cells, cell, word):
-    """Take an item out of a cell's list."""
-    before, after = items[item, w.ITEM_PREVIOUS], items[item, w.ITEM_NEXT]
-    if before == w.NONE:
-        cells[cell, word + w.FIRST_ITEM] = after + 1
-    else:
-        items[before, w.ITEM_NEXT] = after
-    if after != w.NONE:
-        items[after, w.ITEM_PREVIOUS] = before
-    cells[cell, word + w.N_ITEMS] -= 1
-
-
 @inner()
 def put(state, cells, cell, word, owner, tally, code, count, low, mid, high):
     """Add a code to a multiset ``count`` times, with what it adds to the code's sum.
@@ -72,7 +45,7 @@ def put(state, cells, cell, word, owner, tally, code, count, low, mid, high):
     came = np.int64(0)
     if item == w.NONE:
         item = enter(state.scalars, items, state.slots, owner, code)
-        _link(items, item, cells, cell, word, w.NONE, first_item(cells, cell, word))
+        link(items, item, cells, cell, word, w.NONE, first_item(cells, cell, word))
         came = np.int64(1)
     items[item, w.ITEM_COUNT] += count
     add_limbs(items, item, w.ITEM_WORDS, low, mid, high)
@@ -110,7 +83,7 @@ def subtract_bag(state, cells, cell, word, owner, tally, first):
         if tally <= w.TALLY_RANKING:
             rank_less(state, cells, cell, word, owner, tally, held, low, mid, high)
         if gone:
-            _unlink(items, held, cells, cell, word)
+            unlink(items, held, cells, cell, word)
             unchain(items, slots, held)
             free_item(scalars, items, held)
         else:
@@ -141,12 +114,12 @@ def put_in_order(scalars, items, tiles, tile, word, owner, op, size, code, event
     items[item, w.ITEM_CODE] = code
     items[item, w.ITEM_COUNT] = 1
     store_event(items, item, w.ITEM_WORDS, event)
-    _link(items, item, tiles, tile, word, before, after)
+    link(items, item, tiles, tile, word, before, after)
     if tiles[tile, word + w.N_ITEMS] > size:
         last = item
         while items[last, w.ITEM_NEXT] != w.NONE:
             last = items[last, w.ITEM_NEXT]
-        _unlink(items, last, tiles, tile, word)
+        unlink(items, last, tiles, tile, word)
         free_item(scalars, items, last)
 
 

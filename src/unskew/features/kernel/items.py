@@ -81,6 +81,33 @@ def find(items, slots, owner, code):
     return item
 
 
+@inlined()
+def link(items, item, cells, cell, word, before, after):
+    """Put an item into a cell's list, between two others or NONE."""
+    items[item, w.ITEM_PREVIOUS] = before
+    items[item, w.ITEM_NEXT] = after
+    if before == w.NONE:
+        cells[cell, word + w.FIRST_ITEM] = item + 1
+    else:
+        items[before, w.ITEM_NEXT] = item
+    if after != w.NONE:
+        items[after, w.ITEM_PREVIOUS] = item
+    cells[cell, word + w.N_ITEMS] += 1
+
+
+@inlined()
+def unlink(items, item, cells, cell, word):
+    """Take an item out of a cell's list."""
+    before, after = items[item, w.ITEM_PREVIOUS], items[item, w.ITEM_NEXT]
+    if before == w.NONE:
+        cells[cell, word + w.FIRST_ITEM] = after + 1
+    else:
+        items[before, w.ITEM_NEXT] = after
+    if after != w.NONE:
+        items[after, w.ITEM_PREVIOUS] = before
+    cells[cell, word + w.N_ITEMS] -= 1
+
+
 @compiled()
 def fill_slots(scalars, items, slots, in_table):
     """Enter all items that are found by owner and code into an empty table.

@@ -17,7 +17,7 @@ from unskew.features.jit import inlined, inner
 from unskew.features.kernel import words as w
 from unskew.features.kernel.arithmetic import add, add_limbs, load_limbs
 from unskew.features.kernel.comparing import code_before
-from unskew.features.kernel.items import beside, enter, find, free_item, unchain
+from unskew.features.kernel.items import beside, enter, find, free_item, link, unchain, unlink
 
 
 @inlined()
@@ -48,35 +48,27 @@ def comes_before(state, kind, item, other):
 @inlined()
 def _move(items, item, cells, cell, word, target):
     """Move an item of a cell's list behind another one, or to the front if ``target`` is NONE."""
-    before, after = items[item, w.ITEM_PREVIOUS], items[item, w.ITEM_NEXT]
-    if before == target:
+    if items[item, w.ITEM_PREVIOUS] == target:
         return
-    if before == w.NONE:
-        cells[cell, word + w.FIRST_ITEM] = after + 1
-    else:
-        items[before, w.ITEM_NEXT] = after
-    if after != w.NONE:
-        items[after, w.ITEM_PREVIOUS] = before
-    if target == w.NONE:
-        following = cells[cell, word + w.FIRST_ITEM] - 1
-        cells[cell, word + w.FIRST_ITEM] = item + 1
-    else:
-        following = items[target, w.ITEM_NEXT]
-        items[target, w.ITEM_NEXT] = item
-    items[item, w.ITEM_PREVIOUS] = target
-    items[item, w.ITEM_NEXT] = following
-    if following != w.NONE:
-        items[following, w.ITEM_PREVIOUS] = item
+    unlink(items, item, cells, cell, word)
+    following = cells[cell, word + w.FIRST_ITEM] - 1 if target == w.NONE else items[target, w.ITEM_NEXT]
+    link(items, item, cells, cell, word, target, following)
+
+
+@inlined()
+def _found(state, cells, cell, word, owner):
+    """Return a total's ranking, NONE if it has none."""
+    if cells[cell, word + w.N_ITEMS] <= w.RANKING_UNTIL:
+        return np.int64(w.NONE)
+    return find(state.items, state.slots, beside(owner), np.int64(0))
 
 
 @inner()
 def rank_more(state, cells, cell, word, owner, tally, item, low, mid, high):
     """Take note that an item, which may be new, became more frequent, and that this was added to its sum."""
     n_items = cells[cell, word + w.N_ITEMS]
-    if n_items <= w.RANKING_UNTIL:
-        return
     items = state.items
-    ranking = find(items, state.slots, beside(owner), np.int64(0))
+    ranking = _found(state, cells, cell, word, owner)
     if ranking == w.NONE:
         if n_items > w.RANKING_FROM:
             _begin(state, cells, cell, word, owner, tally)
@@ -121,10 +113,8 @@ def rank_less(state, cells, cell, word, owner, tally, item, low, mid, high):
     An item that has become 0 is still in the list, and is about to be taken out.
     """
     n_items = cells[cell, word + w.N_ITEMS]
-    if n_items <= w.RANKING_UNTIL:
-        return
     items = state.items
-    ranking = find(items, state.slots, beside(owner), np.int64(0))
+    ranking = _found(state, cells, cell, word, owner)
     if ranking == w.NONE:
         return
     is_gone = items[item, w.ITEM_COUNT] == 0
@@ -157,15 +147,21 @@ def _drop_last(items, ranking):
 
 
 @inner()
-def _begin(state, cells, cell, word, owner, tally):
-    items = state.items
-    ranking = enter(state.scalars, items, state.slots, beside(owner), np.int64(0))
+def sum_of(items, item):
+    """Return the limbs of the sum over the items of a list from one on."""
     low, mid, high = uint64(0), uint64(0), uint64(0)
-    item = cells[cell, word + w.FIRST_ITEM] - 1
     while item != w.NONE:
         item_low, item_mid, item_high = load_limbs(items, item, w.ITEM_WORDS)
         low, mid, high = add(low, mid, high, item_low, item_mid, item_high)
         item = items[item, w.ITEM_NEXT]
+    return low, mid, high
+
+
+@inner()
+def _begin(state, cells, cell, word, owner, tally):
+    items = state.items
+    ranking = enter(state.scalars, items, state.slots, beside(owner), np.int64(0))
+    low, mid, high = sum_of(items, cells[cell, word + w.FIRST_ITEM] - 1)
     add_limbs(items, ranking, w.ITEM_WORDS, low, mid, high)
     _rank_all(state, cells, cell, word, ranking, tally)
 
@@ -208,9 +204,7 @@ def select(state, item, kind, size):
 def ranking_of(state, cells, cell, word, owner, tally):
     """Return a total's ranking, with at least as many items as reading needs; NONE if it is too small for one."""
     n_items = cells[cell, word + w.N_ITEMS]
-    if n_items <= w.RANKING_UNTIL:
-        return np.int64(w.NONE)
-    ranking = find(state.items, state.slots, beside(owner), np.int64(0))
+    ranking = _found(state, cells, cell, word, owner)
     if ranking != w.NONE and state.items[ranking, w.ITEM_COUNT] < min(n_items, _n_needed(tally)):
         _rank_all(state, cells, cell, word, ranking, tally)
     return ranking

@@ -24,7 +24,7 @@ from unskew.features.kernel.arithmetic import (
 from unskew.features.kernel.bags import first_item, total_owner
 from unskew.features.kernel.comparing import is_other
 from unskew.features.kernel.grid import ordinal
-from unskew.features.kernel.rankings import comes_before, ranking_of, select
+from unskew.features.kernel.rankings import comes_before, ranking_of, select, sum_of
 from unskew.features.kernel.tallies import is_tallied, tallied_bin, tallied_ranks
 
 _LAST_PLAIN = w.READ_VALUE
@@ -424,7 +424,7 @@ def _map(program, state, entity, index, count, values):
     ranking = _ranking(program, state, entity, index)
     first = first_item(state.entities, entity, features[index, w.F_WORD])
     n_chosen = _choose(state, ranking, first, np.int64(w.TEXT), most + 1)
-    low, mid, high = load_limbs(items, ranking, w.ITEM_WORDS) if ranking != w.NONE else _sum_of(items, first)
+    low, mid, high = load_limbs(items, ranking, w.ITEM_WORDS) if ranking != w.NONE else sum_of(items, first)
     n_pairs = 0
     for place in range(n_chosen):
         item = state.chosen[place]
@@ -444,17 +444,6 @@ def _map(program, state, entity, index, count, values):
         values[out + 2 + 2 * n_pairs] = _map_value(program, state, index, count, low, mid, high)
         n_pairs += 1
     values[out] = n_pairs
-
-
-@inner()
-def _sum_of(items, item):
-    """Return the limbs of the sum over all keys of a map, from its first item on."""
-    low, mid, high = uint64(0), uint64(0), uint64(0)
-    while item != w.NONE:
-        item_low, item_mid, item_high = load_limbs(items, item, w.ITEM_WORDS)
-        low, mid, high = add(low, mid, high, item_low, item_mid, item_high)
-        item = items[item, w.ITEM_NEXT]
-    return low, mid, high
 
 
 @inlined()
