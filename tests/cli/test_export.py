@@ -24,7 +24,7 @@ def a_view(name: str, *features: str, version: int = 1, **more: Any) -> ViewPlan
 
 def logged(root: Path, *views: ViewPlan) -> Path:
     for one in views:
-        record_shards(view_root(root, one.name, one.version), ["h0"], view=one.published)
+        record_shards(view_root(root, one.name, one.version), ["h0"], view=one)
     return root
 
 

@@ -170,7 +170,7 @@ def test_a_shell_completes_what_is_published(redis_url, typed, found):
 
 def test_a_shell_completes_views_of_the_log(tmp_path):
     for one in (STAYS, GUESTS):
-        record_shards(view_root(tmp_path, one.name, one.version), ["h0"], view=one.published)
+        record_shards(view_root(tmp_path, one.name, one.version), ["h0"], view=one)
 
     assert completed(["log", "tail", "--log", str(tmp_path)], "") == ["guests", "stays"]
     assert completed(["log", "tail", "--log", str(tmp_path)], "st") == ["stays", "stays@1"]

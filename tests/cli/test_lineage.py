@@ -63,7 +63,7 @@ def log(tmp_path: Path) -> Path:
         schema_overrides={"n_items": pl.Int32},
     ).with_columns(_partition=pl.lit(0, pl.Int32), _offset=pl.int_range(2), _arrival=at, _event_time=at)
     one = PLAN.views["purchases"]
-    record_shards(tmp_path / "log" / "purchases" / "v1", ["h0"], view=one.published)
+    record_shards(tmp_path / "log" / "purchases" / "v1", ["h0"], view=one)
     write_log(tmp_path / "log", one, events, T0 + 2 * MINUTE)
     return tmp_path / "log"
 

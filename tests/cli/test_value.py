@@ -88,7 +88,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         _offset=pl.int_range(pl.len()).cast(pl.Int64),
     )
     for view in plan.views.values():
-        record_shards(view_root(folder / "log", view.name, 1), ["h0"], view=view.published)
+        record_shards(view_root(folder / "log", view.name, 1), ["h0"], view=view)
         write_log(folder / "log", view, events, T0 + 4 * DAY)
     write_archive(folder / "archive", plan.views["spend"], events, T0 + 4 * DAY)
     rows = []

@@ -208,7 +208,7 @@ def test_a_shell_completes_commands_without_the_packages_of_extras(environment):
 
 def test_training_sets_and_tables_of_others_name_the_extra_that_reads_them(environment, tmp_path):
     write_log(tmp_path, VIEW, EVENTS, CLOCK)
-    record_shards(tmp_path / "clicks" / "v1", ["h0"], view=VIEW.published)
+    record_shards(tmp_path / "clicks" / "v1", ["h0"], view=VIEW)
 
     said, rows = python(environment, REFUSED, str(tmp_path), str(T0 + 40 * SECOND))
 

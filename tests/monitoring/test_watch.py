@@ -78,7 +78,7 @@ def _quick_disk(monkeypatch):
 
 def grown(root: Path, plan: ViewPlan = VIEW, n_users: int = 500) -> Growing:
     """A log up to the middle, and its definition."""
-    record_shards(view_root(root, plan.name, plan.version), ["h0", "h1"], view=plan.published)
+    record_shards(view_root(root, plan.name, plan.version), ["h0", "h1"], view=plan)
     log = Growing(root, plan)
     log.feed(clicks(T0, MIDDLE, 1, n_users), MIDDLE, n_epochs=3)
     return log

@@ -78,7 +78,7 @@ def test_a_history_has_every_row_of_the_files_about_its_entity_and_no_other(grow
 
 @pytest.mark.parametrize("listed", [["h0", "h1"], ["h0"], []])
 def test_a_history_reads_the_files_of_its_entitys_shard_alone_if_all_shards_are_known(growing, monkeypatch, listed):
-    record_shards(view_root(growing.root, VIEW.name, VIEW.version), listed, view=VIEW.published)
+    record_shards(view_root(growing.root, VIEW.name, VIEW.version), listed, view=VIEW)
     store = FeatureStore(PLAN, log=growing.root)
     read: set[str] = set()
     as_it_is = ViewLog._rows

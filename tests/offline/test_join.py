@@ -286,7 +286,7 @@ def test_a_label_without_a_key_has_nulls_and_a_status(log):
 
 
 def test_while_a_shard_has_no_clock_nothing_is_complete_and_the_error_says_which(log):
-    record_shards(log / "clicks" / "v1", ["h0", "h1", "h2"], view=VIEW.published)
+    record_shards(log / "clicks" / "v1", ["h0", "h1", "h2"], view=VIEW)
 
     with pytest.raises(RequestError, match="no clock has come from shard h1, h2; wait until"):
         ask(log, labels(("u", 2)), "count")
@@ -294,7 +294,7 @@ def test_while_a_shard_has_no_clock_nothing_is_complete_and_the_error_says_which
 
 def test_a_shard_that_ended_without_a_clock_holds_nothing_back_until_the_next_run(log):
     root = log / "clicks" / "v1"
-    record_shards(root, ["h0", "h1"], view=VIEW.published)
+    record_shards(root, ["h0", "h1"], view=VIEW)
     table = LogTable(log, VIEW, "h1", None, now_us=lambda: 0)
     table.append(NothingToCome(VIEW, "h1"))
     saved = table.snapshot()
@@ -309,7 +309,7 @@ def test_a_shard_that_ended_without_a_clock_holds_nothing_back_until_the_next_ru
     assert ask(log, labels(("u", 2)), "count")["count"].to_list() == [1]
 
     resumed = LogTable(log, VIEW, "h1", saved, now_us=lambda: 0)
-    record_shards(root, ["h0", "h1"], view=VIEW.published)
+    record_shards(root, ["h0", "h1"], view=VIEW)
     resumed.snapshot()
     resumed.settle()
     with pytest.raises(RequestError, match="no clock has come from shard h1;"):

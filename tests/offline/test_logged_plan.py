@@ -87,7 +87,7 @@ def test_a_table_is_planned_again_but_for_a_frame_in_memory(path: Any) -> None:
 
 def written(log: Path, plan: Plan) -> Path:
     for one in plan.views.values():
-        record_shards(view_root(log, one.name, one.version), ["h0"], view=one.published, stream=words_of(one.stream))
+        record_shards(view_root(log, one.name, one.version), ["h0"], view=one)
     return log
 
 

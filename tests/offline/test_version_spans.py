@@ -39,7 +39,7 @@ PLAN = Plan(streams={}, views={one.id: one for one in (ONE, TWO, THREE, FOUR)})
 def written(folder: Path, one: ViewPlan, *, since_h: float, complete_to_h: float, n: int) -> None:
     """A log with one row, of user a, an hour after its ``since``."""
     since_us = START + round(since_h * HOUR)
-    record_shards(view_root(folder, one.name, one.version), ["h0"], view=one.published)
+    record_shards(view_root(folder, one.name, one.version), ["h0"], view=one)
     table = LogTable(folder, one, "h0", None, now_us=lambda: 0)
     row = {"user": "a", "n": n, "mean": float(n), "available_at": since_us + HOUR, "cause": "event", "seq": 0}
     clock_us = START + round(complete_to_h * HOUR) + 1
@@ -188,7 +188,7 @@ def test_without_versions_only_the_serving_one_answers(log: Path) -> None:
 
 
 def test_a_version_that_has_seen_nothing_yet_answers_nothing(log: Path) -> None:
-    record_shards(view_root(log, "spend", 3), ["h0"], view=version(3).published)
+    record_shards(view_root(log, "spend", 3), ["h0"], view=version(3))
     store = FeatureStore(Plan(streams={}, views={one.id: one for one in (ONE, TWO, version(3))}), log=log)
 
     frame = store.get_historical_features(labels(2, 12), ["spend:n"], versions={"spend": [1, 2, 3]}).to_df()

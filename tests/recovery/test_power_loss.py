@@ -59,7 +59,7 @@ def test_a_table_is_durable_at_each_snapshot_and_when_it_is_settled(tmp_path, di
 
 
 def test_the_shards_of_a_log_are_durable_before_any_coverage_is_withdrawn(tmp_path, disk):
-    record_shards(tmp_path / "log" / "view", ["p0", "p1"], view=view(Wanted("n", "count", lifetime())).published)
+    record_shards(tmp_path / "log" / "view", ["p0", "p1"], view=view(Wanted("n", "count", lifetime())))
 
     assert disk.calls[-3:] == [
         ("fsync", "log/view/_coverage/_shards.tmp"),

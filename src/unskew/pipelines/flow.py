@@ -20,7 +20,6 @@ from bytewax.operators import KeyedStream, StatefulBatchLogic
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from typing_extensions import override
 
-from unskew.features.definitions.recorded import words_of
 from unskew.features.plan import Plan, ViewPlan
 from unskew.features.shard_state import ShardState
 from unskew.features.updates import NothingToCome, Updates
@@ -351,7 +350,7 @@ class ParquetSink(_Sink):
                 own = None if mine is None else {name.removeprefix(f"{view_id}/") for name in mine}
                 self.store_of("log").until_done(
                     lambda root=root, names=names, own=own, view=view: record_shards(  # type: ignore[misc]
-                        root, names, own, view=view.published, stream=words_of(view.stream), member=self._shards.process
+                        root, names, own, view=view, member=self._shards.process
                     )
                 )
             self._begun = True

@@ -14,7 +14,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from unskew.features.definitions.recorded import words_of
 from unskew.features.errors import RequestError, Stopped
 from unskew.features.plan import Plan, ViewPlan
 from unskew.features.revision import Revision
@@ -214,7 +213,7 @@ def _one(
     root = view_root(job.log, view.name, view.version)
     before = seeds.read(view, names[0])
     end = {0: Reached(offset=archive.offset_at(0, job.until_us), clock_us=job.until_us)}
-    with recorded_shards(root, names, view=view.published, stream=words_of(view.stream)):
+    with recorded_shards(root, names, view=view):
         seam = backfill(
             Backfill(
                 view=view,

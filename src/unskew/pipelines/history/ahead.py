@@ -13,7 +13,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from unskew.features.definitions.recorded import words_of
 from unskew.features.errors import LayoutError, RequestError, Stopped
 from unskew.features.plan import ViewPlan
 from unskew.features.time import format_instant
@@ -171,9 +170,7 @@ def _one(
     total = archive.most(end)
     groups = [group for group in _dealt(view, names, min(job.workers, len(names))) if group]
     every = shard_names(view, range(n_partitions), n_hashes)
-    with recorded_shards(
-        root, every, frozenset(names), view=view.published, stream=words_of(view.stream), member=job.process
-    ):
+    with recorded_shards(root, every, frozenset(names), view=view, member=job.process):
         if len(groups) == 1:
             return _work(whole, still_ours, stop, lambda n_events: report(view.id, n_events, total))
         return _side_by_side([replace(whole, shards=group) for group in groups], still_ours, stop, report, total)

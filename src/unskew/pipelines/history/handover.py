@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from unskew.features.definitions.recorded import words_of
 from unskew.features.plan import ViewPlan
 from unskew.pipelines.history.archive import Archive, Cut, Reached
 from unskew.pipelines.history.backfill import Backfill, backfill
@@ -95,7 +94,7 @@ def _one(job: HandOver, view: ViewPlan, archive: Archive, missing: list[str], *,
     total = archive.most(cut)
     root = view_root(job.log, view.name, view.version)
     names = shard_names(view, range(job.n_partitions[topic]), job.n_hashes)
-    with recorded_shards(root, names, frozenset(missing), view=view.published, stream=words_of(view.stream)):
+    with recorded_shards(root, names, frozenset(missing), view=view):
         return backfill(
             Backfill(
                 view=view,

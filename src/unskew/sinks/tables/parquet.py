@@ -40,10 +40,11 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from unskew.features.definitions.recorded import words_of
 from unskew.features.errors import LayoutError
+from unskew.features.plan import ViewPlan
 from unskew.features.registry import describe_one
 from unskew.features.time import DAY_US, day_of
-from unskew.features.view import View
 from unskew.sinks import durable
 from unskew.sinks.ipc import from_ipc, to_ipc
 from unskew.sinks.objects import ObjectPath
@@ -379,18 +380,12 @@ def _refuse_earlier(root: Path, writer: str, published: Sequence[layout.TableFil
 
 
 def record_shards(
-    root: Path,
-    shards: Sequence[str],
-    own: Container[str] | None = None,
-    *,
-    view: View,
-    stream: Mapping[str, Any] | None = None,
-    member: int = 0,
+    root: Path, shards: Sequence[str], own: Container[str] | None = None, *, view: ViewPlan, member: int = 0
 ) -> None:
     """Write the list of shards of the log at ``root``, at the start of a run, before any of its coverage.
 
-    ``view``, ``stream``: the definitions of the view and of its stream (``layout.STREAM``), which stay with the log, so
-    that it can be read, and its view computed, when nothing else holds them any more.
+    ``view``: its definition and that of its stream stay with the log, so that it can be read, and the view computed,
+    when nothing else holds them any more.
     Entries of earlier runs saying that a shard ended without a clock are removed, because this run may go further. In
     an object store these entries publish files too, and are replaced when their tables are opened.
     ``own``: the shards for which they are removed, if other processes write the others; None for all. ``member``: the
@@ -400,9 +395,8 @@ def record_shards(
     with durable.disk(root):
         path = layout.shards_file(root)
         durable.make_folder(path.parent)
-        listed: dict[str, Any] = {"shards": list(shards), layout.DEFINITION: describe_one(view)}
-        if stream is not None:
-            listed[layout.STREAM] = stream
+        definitions = {layout.DEFINITION: describe_one(view.published), layout.STREAM: words_of(view.stream)}
+        listed = {"shards": list(shards), **definitions}
         durable.replace(path, checksum.sealed_json(listed), member=member)
         before = None if isinstance(root, ObjectPath) else layout.read_coverage(root)
         for shard, coverage in before.shards.items() if before else ():
@@ -412,17 +406,11 @@ def record_shards(
 
 @contextlib.contextmanager
 def recorded_shards(
-    root: Path,
-    shards: Sequence[str],
-    own: Container[str] | None = None,
-    *,
-    view: View,
-    stream: Mapping[str, Any] | None = None,
-    member: int = 0,
+    root: Path, shards: Sequence[str], own: Container[str] | None = None, *, view: ViewPlan, member: int = 0
 ) -> Iterator[None]:
     """Call ``record_shards`` for a table that the body writes; if it fails before it has, leave nothing behind."""
     made = durable.missing(root)
-    record_shards(root, shards, own, view=view, stream=stream, member=member)
+    record_shards(root, shards, own, view=view, member=member)
     try:
         yield
     except BaseException:
@@ -434,7 +422,7 @@ def recorded_shards(
         raise
     if not layout.shards_file(root).is_file():
         # Another member began and failed meanwhile.
-        record_shards(root, shards, own, view=view, stream=stream, member=member)
+        record_shards(root, shards, own, view=view, member=member)
 
 
 def encode(rows: pl.DataFrame, metadata: Mapping[str, str]) -> bytes:
