@@ -3,10 +3,10 @@
     python .ci/package.py [PYTHON ...]
 
 After the sdist is built, nothing of the checkout is used: the wheel is built from the unpacked sdist, installed in a
-separate environment outside the checkout with the locked versions of its requirements, and run there. It is installed
-again without extras, and with the extra ``serve`` alone, as on a server of models, and reads there what the pipeline
-wrote; also for each ``PYTHON``, which may be one that the pipeline does not run on. The sdist and the wheel stay in
-dist/.
+separate environment outside the checkout with the locked versions of its requirements, and run there; with the extra
+``testing`` beside, the tests of a project that ``unskew init`` makes are run too. It is installed again without extras,
+and with the extra ``serve`` alone, as on a server of models, and reads there what the pipeline wrote; also for each
+``PYTHON``, which may be one that the pipeline does not run on. The sdist and the wheel stay in dist/.
 """
 
 import os
@@ -64,8 +64,11 @@ def main() -> None:
     version = sdist.name.removesuffix(".tar.gz").rpartition("-")[2]
     command = [python, "-I", "installed.py", version, unpacked / "examples" / "marketplace"]
     run("use what is installed", command, outside)
-    demo = [python.parent / "unskew", "demo", "--rows", ROWS, "--output", outside / "demo-output"]
-    run("run the demo from it", demo, outside)
+    unskew = python.parent / "unskew"
+    run("run the demo from it", [unskew, "demo", "--rows", ROWS, "--output", outside / "demo-output"], outside)
+    add(python, locked_for(wheel, "testing", sys.executable))
+    run("make a project", [unskew, "init", "project"], outside)
+    run("run its tests", [python.parent / "pytest"], outside / "project")
     readers: list[Path] = []
     for number, reader in enumerate([sys.executable, *sys.argv[1:]]):
         for extra in ("", "serve"):
@@ -123,23 +126,31 @@ def install(environment: Path, locked: str, wheel: Path, interpreter: str) -> Pa
     """Make a new environment with the locked packages and the wheel, for a Python; return its python."""
     outside = environment.parent
     python = environment / "bin" / "python"
-    lock = outside / f"{environment.name}.lock"
-    lock.write_text(locked)
-    uv = shutil.which("uv")
-    if uv:
+    if uv := shutil.which("uv"):
         run("make an environment", [uv, "venv", "--quiet", "--python", interpreter, environment], outside)
-        pip = [uv, "pip"]
-        into = ["--quiet", "--python", python]
-        check = [*pip, "check", "--quiet", "--python", python]
     else:
         run("make an environment", [interpreter, "-m", "venv", environment], outside)
-        pip = [python, "-m", "pip", "--disable-pip-version-check"]
-        into = ["--quiet", "--no-compile"]
-        check = [*pip, "check"]
-    run("install what it requires", [*pip, "install", *into, "--require-hashes", "--no-deps", "-r", lock], outside)
-    run("install the wheel", [*pip, "install", *into, "--no-deps", wheel], outside)
-    run("check that nothing is lacking", check, outside)
+    add(python, locked)
+    run("install the wheel", [*pip(python, "install"), "--no-deps", wheel], outside)
+    run("check that nothing is lacking", pip(python, "check"), outside)
     return python
+
+
+def add(python: Path, locked: str) -> None:
+    """Install locked packages in an environment."""
+    environment = python.parents[1]
+    lock = environment.with_suffix(".lock")
+    lock.write_text(locked)
+    command = [*pip(python, "install"), "--require-hashes", "--no-deps", "-r", lock]
+    run("install what it requires", command, environment.parent)
+
+
+def pip(python: Path, command: str) -> list[str | Path | int]:
+    """Return the beginning of a command of pip, or of uv, for an environment."""
+    if uv := shutil.which("uv"):
+        return [uv, "pip", command, "--quiet", "--python", python]
+    no_bytes = ["--no-compile"] if command == "install" else []
+    return [python, "-m", "pip", "--disable-pip-version-check", command, "--quiet", *no_bytes]
 
 
 def run(what: str, command: list[str | Path | int], folder: Path) -> None:

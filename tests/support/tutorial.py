@@ -1,9 +1,11 @@
 """docs/tutorial.md run from first to last; ``python -m tests.support.tutorial`` says how long each step takes.
 
 A block of ``sh`` is run line by line, one of ``python`` is written to the file that is named before it, and one of
-``diff`` adds its line. Packages are those of this environment: what is installed by then is not installed again.
+``diff`` adds its line. Packages are those of this environment, unless ``--wheel FILE`` names a built one: then a new
+environment is made and has nothing but what the page installs.
 """
 
+import argparse
 import contextlib
 import os
 import re
@@ -45,10 +47,11 @@ def blocks(page: str) -> list[Block]:
 
 
 class Shell:
-    """A terminal of somebody who follows the page."""
+    """A terminal of somebody who follows the page; ``wheel``: what is installed, or None for this environment."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, wheel: Path | None = None) -> None:
         self.folder = folder
+        self.wheel = wheel
         self.port = quiet_port()
         self.environment = dict(os.environ)  # noqa: TID251 - a shell of a user has it
         self.running: subprocess.Popen[str] | None = None
@@ -71,20 +74,22 @@ class Shell:
         file.write_text(text.replace(known, known + added))
 
     def _run(self, line: str) -> None:
-        if line.startswith(("pip ", "python -m venv", ". ")):
+        if self.wheel is None and line.startswith(("pip ", "python -m venv", ". ")):
             return
         if line.startswith("cd "):
             self.folder /= line.removeprefix("cd ")
             return
-        if line.startswith("export "):
+        if line.startswith(("export ", ". ")):
             self._export(line)
             return
-        # The programs of this environment need not be on the path.
-        command = re.sub(r"^(unskew|pytest) ?", rf"{shlex.quote(sys.executable)} -m \1 ", line).replace(
-            PORT, str(self.port)
-        )
-        command = re.sub(r"^python ", f"{shlex.quote(sys.executable)} ", command)
-        command = command.replace("'python ", f"'{sys.executable} ")
+        command = line.replace(PORT, str(self.port))
+        if self.wheel is None:
+            # The programs of this environment need not be on the path.
+            command = re.sub(r"^(unskew|pytest) ?", rf"{shlex.quote(sys.executable)} -m \1 ", command)
+            command = re.sub(r"^python ", f"{shlex.quote(sys.executable)} ", command)
+            command = command.replace("'python ", f"'{sys.executable} ")
+        else:
+            command = re.sub(r"^pip install 'unskew", f"pip install --quiet '{self.wheel}", command)
         if line.startswith("unskew dev"):
             self._start(f"exec {command} --listen {self.port}")
             return
@@ -101,8 +106,8 @@ class Shell:
 
     def _export(self, line: str) -> None:
         done = subprocess.run(
-            ["bash", "-ec", f"{line}; env -0"], env=self.environment, check=True, capture_output=True, text=True
-        )
+            ["bash", "-ec", f"{line}; env -0"], cwd=self.folder, env=self.environment, check=True, capture_output=True, text=True,
+        )  # fmt: skip
         self.environment = dict(one.split("=", 1) for one in done.stdout.split("\0") if one)
 
     def _start(self, command: str) -> None:
@@ -134,9 +139,9 @@ class Shell:
 
 
 @contextlib.contextmanager
-def followed(folder: Path) -> Iterator[tuple[Shell, dict[str, float]]]:
+def followed(folder: Path, wheel: Path | None = None) -> Iterator[tuple[Shell, dict[str, float]]]:
     """Follow the page in a folder; yield the shell at the end of the page, and the seconds that each step took."""
-    shell, took_s = Shell(folder), dict[str, float]()
+    shell, took_s = Shell(folder, wheel), dict[str, float]()
     try:
         for block in blocks(PAGE.read_text("utf-8")):
             began_s = time.monotonic()
@@ -148,7 +153,14 @@ def followed(folder: Path) -> Iterator[tuple[Shell, dict[str, float]]]:
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder, followed(Path(folder)) as (shell, took_s):
+    parser = argparse.ArgumentParser(description="Run docs/tutorial.md from its first command to its last one.")
+    parser.add_argument(
+        "--wheel",
+        type=lambda name: Path(name).resolve(),
+        help="install this built package as the page says (default: none)",
+    )
+    wheel = parser.parse_args().wheel
+    with tempfile.TemporaryDirectory() as folder, followed(Path(folder), wheel) as (shell, took_s):
         for line, said in shell.said.items():
             print(f"$ {line}\n{said}")
     for step, seconds in took_s.items():
