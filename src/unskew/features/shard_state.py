@@ -21,6 +21,7 @@ from unskew.features.kernel.results import column, series
 from unskew.features.kernel.sealed import sealed, unseal
 from unskew.features.kernel.state import Batch, Rows, State
 from unskew.features.kernel.tallies import most_tally_items
+from unskew.features.kernel.tiles import lines, links_of, most_chunks, with_more
 from unskew.features.keys import decode_keys
 from unskew.features.plan import ViewPlan
 from unskew.features.text_buffers import Keys, read_only
@@ -451,11 +452,11 @@ class ShardState:
         capacity = self.directory.capacity
         if capacity > len(self._state.entities):
             rows_of = {name: grown(getattr(self._state, name), capacity) for name in _ROW_ARRAYS}
-            self._state = self._state._replace(**rows_of)
+            self._state = self._state._replace(entities=with_more(self._state.entities, capacity), **rows_of)
         tiles = len(self._state.tiles)
         free = tiles - int(self._state.scalars[w.S_TILES])
         if n_tiles > free:
-            self._state = self._state._replace(tiles=grown(self._state.tiles, max(2 * tiles, tiles + n_tiles - free)))
+            self._state = _with_tiles(self._state, max(2 * tiles, tiles + n_tiles - free))
         reset_rows(self._program, self._state.entities, fresh, self._empty, self._empty_present)
         return rows
 
@@ -636,7 +637,14 @@ def new_rows(n_words: int, capacity: int) -> Rows:
     )
 
 
-_ROW_ARRAYS = ("entities", "touched", "dirty", "dead")
+_ROW_ARRAYS = ("touched", "dirty", "dead")
+
+
+def _with_tiles(state: State, n_tiles: int) -> State:
+    """Return a state with room for so many tiles."""
+    tiles = with_more(state.tiles, n_tiles)
+    chunks = grown(state.chunks, most_chunks(n_tiles, len(state.ring)))
+    return state._replace(tiles=tiles, links=links_of(tiles), chunks=chunks)
 
 
 def new_state(program: Program, n_rows: int) -> State:
@@ -646,16 +654,20 @@ def new_state(program: Program, n_rows: int) -> State:
     scalars[w.S_CLOCK] = w.NEVER
     scalars[w.S_NEXT_HOP] = w.FOREVER
     scalars[w.S_TILE_FREE] = w.NONE
+    scalars[w.S_CHUNK_FREE] = w.NONE
     scalars[w.S_ITEM_FREE] = w.NONE
     scalars[w.S_SPARE] = 0 if program.n_bags else _MIN_ITEMS
+    tiles = lines(_MIN_TILES, w.TILE_WORDS + program.n_words)
     return State(
         scalars=scalars,
-        entities=np.zeros((n_rows, program.entity_words), np.int64),
+        entities=lines(n_rows, program.entity_words),
         touched=np.zeros((n_rows, w.N_T_COLUMNS), np.int64),
         dirty=np.zeros(n_rows, np.int32),
         dead=np.zeros(n_rows, np.int32),
-        tiles=np.zeros((_MIN_TILES, w.TILE_WORDS + program.n_words), np.int64),
-        ring=np.full(program.ring_slots, w.NONE, np.int64),
+        tiles=tiles,
+        links=links_of(tiles),
+        ring=np.full(program.ring_slots, w.NONE, np.int32),
+        chunks=np.empty((most_chunks(_MIN_TILES, program.ring_slots), w.CHUNK_TILES + w.CHUNK_SIZE), np.int32),
         items=np.empty((_MIN_ITEMS, w.ITEM_WORDS + w.N_ITEM_WORDS), np.int64),
         slots=np.full(2 * _MIN_ITEMS, w.NONE, np.int64),
         text_records=np.empty((0, N_R_COLUMNS), np.int64),

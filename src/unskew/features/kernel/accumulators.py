@@ -18,6 +18,7 @@ from unskew.features.kernel.bags import (
 )
 from unskew.features.kernel.event_order import event_of, load_event, store_event
 from unskew.features.kernel.grid import ordinal
+from unskew.features.kernel.tiles import entity_of, next_of, previous_of
 from unskew.features.kernel.wedges import begin, best_of_others, goes_before, has_wedges, shorten
 
 
@@ -58,8 +59,8 @@ def add_event(program, state, batch, event, window, cells, cell, base, owned):
                 _keep_event(batch, event, cells, cell, base + word, number)
         elif first or goes_before(state, op, kind, number, cells[cell, base + word]):
             cells[cell, base + word] = number
-            if owned == 1 and has_wedges(state, state.tiles[cell, w.TILE_ROW]):
-                shorten(program, state, state.tiles[cell, w.TILE_ROW], index, state.tiles[cell, w.TILE_NUMBER])
+            if owned == 1 and has_wedges(state, entity_of(state, cell)):
+                shorten(program, state, entity_of(state, cell), index, state.tiles[cell, w.TILE_NUMBER])
 
 
 @inlined()
@@ -237,7 +238,9 @@ def subtract_tile(program, state, entity, window, tile):
             low, mid, high = negate(low, mid, high)
             add_limbs(entities, entity, total + word, low, mid, high)
         elif op in (w.MIN, w.MAX, w.LAST, w.FIRST):
-            _subtract_ordered(program, state, entity, window, tile, index)
+            # Mostly another tile holds the answer, and a call passes all of the state.
+            if entities[entity, total + word] == tiles[tile, w.TILE_WORDS + word]:
+                _subtract_ordered(program, state, entity, window, tile, index)
         elif op == w.BAG:
             subtract_bag(
                 state, entities, entity, total + word, total_owner(program, entity, index),
@@ -290,7 +293,7 @@ def _subtract_ordered(program, state, entity, window, tile, index):
             if by_time:
                 return
             first = False
-        other = tiles[other, w.TILE_PREVIOUS if from_end else w.TILE_NEXT]
+        other = previous_of(state, other) if from_end else next_of(state, other)
     if n_read > w.WEDGE_FROM:
         begin(program, state, entity, index)
 
@@ -316,7 +319,7 @@ def mark_texts(program, state, rows, used):
                 tile = state.entities[row, program.windows[window, w.W_OLDEST]]
                 while tile != w.NONE:
                     _mark_cell(program, state, state.tiles, tile, w.TILE_WORDS, index, count_word, used)
-                    tile = state.tiles[tile, w.TILE_NEXT]
+                    tile = next_of(state, tile)
 
 
 @inner()

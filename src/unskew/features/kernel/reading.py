@@ -26,6 +26,7 @@ from unskew.features.kernel.comparing import is_other
 from unskew.features.kernel.grid import ordinal
 from unskew.features.kernel.rankings import comes_before, ranking_of, select, sum_of
 from unskew.features.kernel.tallies import is_tallied, tallied_bin, tallied_ranks
+from unskew.features.kernel.tiles import next_of, previous_of
 
 _LAST_PLAIN = w.READ_VALUE
 _HALF_OVER_LN_2 = 0.7213475204444817
@@ -62,7 +63,7 @@ def read_feature(program, state, entity, index, values):
     return is_present
 
 
-@inner()
+@inlined()
 def read_row(program, state, entity, values):
     """Read the entity's current values into ``values``, as int64 words; return a bit per present feature."""
     present = np.int64(0)
@@ -383,7 +384,7 @@ def _decayed(program, state, entity, index):
                 low, mid, high = load_limbs(tiles, tile, word)
                 held = as_float(to_float_bits(low, mid, high))
             total = total + held * weight
-        tile = tiles[tile, w.TILE_NEXT]
+        tile = next_of(state, tile)
     if features[index, w.F_READ] == w.READ_DECAYED_SUM and not is_float:
         total = total / program.constants[features[index, w.F_UNIT]]
     return as_bits(total)
@@ -410,7 +411,7 @@ def _list(program, state, entity, index, count, values):
                 n_read += 1
                 values[out + n_read] = state.items[item, w.ITEM_CODE]
                 item = state.items[item, w.ITEM_NEXT]
-        tile = state.tiles[tile, w.TILE_PREVIOUS if latest else w.TILE_NEXT]
+        tile = previous_of(state, tile) if latest else next_of(state, tile)
     values[out] = n_read
 
 

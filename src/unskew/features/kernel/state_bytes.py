@@ -36,6 +36,7 @@ from unskew.features.kernel.grid import ordinal
 from unskew.features.kernel.program import Program
 from unskew.features.kernel.sealed import sealed, unseal
 from unskew.features.kernel.state import State
+from unskew.features.kernel.tiles import next_of
 from unskew.features.plan import ViewPlan
 from unskew.features.text_buffers import Keys
 
@@ -105,7 +106,7 @@ def _collect(program, state, rows, entities, windows, numbers, words, items):
                         item_place += 1
                         item = state.items[item, w.ITEM_NEXT]
                 place += 1
-                tile = state.tiles[tile, w.TILE_NEXT]
+                tile = next_of(state, tile)
     return item_place
 
 

@@ -21,6 +21,7 @@ from unskew.features.kernel import words as w
 from unskew.features.kernel.bags import total_owner
 from unskew.features.kernel.comparing import text_before
 from unskew.features.kernel.items import beside, enter, find, free_item, new_item, unchain
+from unskew.features.kernel.tiles import previous_of
 
 
 @inlined()
@@ -119,7 +120,7 @@ def _extend(program, state, entity, window, index, wedge):
             if state.scalars[w.S_SPARE] < 1:
                 return False
             front = _put_between(state, wedge, last, front, tiles[tile, w.TILE_NUMBER], value)
-        tile = tiles[tile, w.TILE_PREVIOUS]
+        tile = previous_of(state, tile)
     if newest != w.NONE:
         items[wedge, w.ITEM_COUNT] = max(covered, tiles[newest, w.TILE_NUMBER])
     return True
