@@ -20,6 +20,7 @@ from tests.agreement.test_tables import computed, over
 from tests.cli.test_run import _definitions
 from tests.support.pipeline import Bench, Outcome, agreed, history, plan
 from tests.support.servers.objects import SeaweedFS
+from tests.support.servers.valkey import wait_until
 from unskew import FeatureStore
 from unskew.cli import main
 from unskew.features.errors import LayoutError
@@ -245,7 +246,7 @@ def test_a_lock_of_a_table_is_one_process_s_until_it_stands_still(bucket: Object
 def test_killed_and_with_its_store_away_a_pipeline_loses_nothing_and_doubles_nothing(
     bench: Bench, own_objects: SeaweedFS, tmp_path: Path
 ) -> None:
-    records = history(150, seed=3)
+    records = history(600, seed=3)
     topic = bench.produce(records)
     bucket = ObjectPath("s3:", "unskew-test", "killed")
     definitions = _definitions(tmp_path, topic)
@@ -274,11 +275,12 @@ def test_killed_and_with_its_store_away_a_pipeline_loses_nothing_and_doubles_not
                 process.send_signal(signal.SIGKILL)
                 continue
             own_objects.kill()
-            time.sleep(1)
-            own_objects.start()
+            try:
+                wait_until(lambda: "the object store is away: " in (tmp_path / "errors").read_text(), "it is missed")
+            finally:
+                own_objects.start()
             process.wait(120)
         assert process.returncode == 0, (tmp_path / "errors").read_text()
-    assert "the object store is away: " in (tmp_path / "errors").read_text()
     subprocess.run(command(tmp_path, "near"), check=True, timeout=120)
     for far, near in (
         (bucket / "log" / "user_count_1h" / "v1", tmp_path / "log" / "user_count_1h" / "v1"),

@@ -63,7 +63,7 @@ def _found(state, cells, cell, word, owner):
     return find(state.items, state.slots, beside(owner), np.int64(0))
 
 
-@inner()
+@inlined()
 def rank_more(state, cells, cell, word, owner, tally, item, low, mid, high):
     """Take note that an item, which may be new, became more frequent, and that this was added to its sum."""
     n_items = cells[cell, word + w.N_ITEMS]
@@ -106,7 +106,7 @@ def rank_more(state, cells, cell, word, owner, tally, item, low, mid, high):
         _drop_last(items, ranking)
 
 
-@inner()
+@inlined()
 def rank_less(state, cells, cell, word, owner, tally, item, low, mid, high):
     """Take note that an item became less frequent, and that this was added to its sum.
 
@@ -200,7 +200,7 @@ def select(state, item, kind, size):
     return n_chosen
 
 
-@inner()
+@inlined()
 def ranking_of(state, cells, cell, word, owner, tally):
     """Return a total's ranking, with at least as many items as reading needs; NONE if it is too small for one."""
     n_items = cells[cell, word + w.N_ITEMS]

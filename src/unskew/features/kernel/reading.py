@@ -91,7 +91,7 @@ def _decimal_mean(state, low, mid, high, count, scale):
     return quotient_bits(state.wide[0], uint64(count), uint64(1), scale, np.int64(-64), negative)
 
 
-@inner()
+@inlined()
 def _variance(state, entity, sums, squares, count, ddof, scale):
     """Return the float64 bits of (n * sum of squares - square of the sum) / (n * (n - ddof)), rounded once."""
     entities = state.entities
@@ -175,7 +175,7 @@ def _read_more(program, state, entity, index, count, values):
     return True
 
 
-@inner()
+@inlined()
 def _ranking(program, state, entity, index):
     """Return the ranking that a feature reads, NONE if its multiset is too small for one."""
     accumulator = program.features[index, w.F_ACCUMULATOR]
@@ -184,7 +184,7 @@ def _ranking(program, state, entity, index):
     return ranking_of(state, state.entities, entity, word, owner, program.accumulators[accumulator, w.A_TALLY])
 
 
-@inner()
+@inlined()
 def _mode(program, state, entity, index):
     items = state.items
     kind = program.features[index, w.F_KIND]
@@ -215,7 +215,7 @@ def _choose(state, ranking, first, kind, size):
     return n_chosen
 
 
-@inner()
+@inlined()
 def _top(program, state, entity, index, values):
     features = program.features
     out = features[index, w.F_OUT]
@@ -227,7 +227,7 @@ def _top(program, state, entity, index, values):
         values[out + 1 + place] = state.items[state.chosen[place], w.ITEM_CODE]
 
 
-@inner()
+@inlined()
 def _quantile(program, state, entity, index, rank):
     """Return the bits of the value that stands for the bin of a rank."""
     accumulator = program.features[index, w.F_ACCUMULATOR]
@@ -298,7 +298,7 @@ def _sigma(x):
     return z
 
 
-@inner()
+@inlined()
 def _approximate(program, state, entity, index):
     """Estimate how many codes of 64 * register + rank came from different values.
 
@@ -354,7 +354,7 @@ def _in_tile(program, window, word):
     return word - program.windows[window, w.W_TOTAL] + w.TILE_WORDS
 
 
-@inner()
+@inlined()
 def _decayed(program, state, entity, index):
     """Return the bits of the sum, over the tiles from old to new, of value times decay.
 
@@ -390,7 +390,7 @@ def _decayed(program, state, entity, index):
     return as_bits(total)
 
 
-@inner()
+@inlined()
 def _list(program, state, entity, index, count, values):
     """Read the first items of the tiles' lists, from the newest tile backward or from the oldest forward."""
     features = program.features
@@ -415,7 +415,7 @@ def _list(program, state, entity, index, count, values):
     values[out] = n_read
 
 
-@inner()
+@inlined()
 def _map(program, state, entity, index, count, values):
     """Read pairs of the most frequent keys and their values, and as the last pair all other keys combined."""
     features = program.features
