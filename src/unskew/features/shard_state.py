@@ -16,6 +16,7 @@ from unskew.features.kernel.codings import coded
 from unskew.features.kernel.directory import N_R_COLUMNS, Directory, grown, remove_rows
 from unskew.features.kernel.engine import current, reset_rows, run, take_dead
 from unskew.features.kernel.items import fill_slots
+from unskew.features.kernel.packed import PACKED_WORDS
 from unskew.features.kernel.program import Column, Program, lower, value_width
 from unskew.features.kernel.results import column, series
 from unskew.features.kernel.sealed import sealed, unseal
@@ -680,4 +681,5 @@ def new_state(program: Program, n_rows: int) -> State:
         window_next=np.full(n_windows, w.FOREVER, np.int64),
         late=np.zeros((n_windows, len(LATE_BOUNDS_US) + 1), np.int64),
         late_by=np.zeros(n_windows, np.int64),
+        packed=np.empty(PACKED_WORDS, np.int64),
     )

@@ -13,6 +13,7 @@ from unskew.features.jit import compiled, inlined, inner, prefetch
 from unskew.features.kernel import words as w
 from unskew.features.kernel.accumulators import add_event, merge_tile, passes, subtract_tile
 from unskew.features.kernel.grid import boundary, leaving, ordinal
+from unskew.features.kernel.packed import at, unpacked, write_packed
 from unskew.features.kernel.reading import read_feature, read_row
 from unskew.features.kernel.tiles import (
     entity_of,
@@ -230,13 +231,13 @@ def _expire_tile(program, state, window, tile, number, values):
     if leaves > number:
         # It stays: its period has ended, or its session continued, or it decays by a hop.
         if kind == w.CLOSED:
-            merge_tile(program, state, entity, window, tile)
+            merge_tile(at(state), entity, window, tile)
         if kind != w.SESSION:
             _touch(state, entity, window, w.CAUSE_HOP)
         hang(program, state, window, tile, number + 1 if kind == w.EVERY else leaves)
         return
     if kind == w.SESSION and len(state.closings) > 0:
-        _note_closing(program, state, entity, window, tile, boundary(program, window, number), values)
+        _note_closing(at(state), entity, window, tile, boundary(program, window, number), values)
     # Tiles leave in order of their numbers, so this one is the oldest of its entity.
     _leave(program, state, window, tile)
 
@@ -273,8 +274,9 @@ def _expire(program, state, window, values):
 
 
 @inner()
-def _note_closing(program, state, entity, window, tile, instant, values):
+def _note_closing(packed, entity, window, tile, instant, values):
     """Record a session that has closed, with the values that it had."""
+    program, state = unpacked(packed)
     place = state.scalars[w.S_CLOSINGS]
     state.scalars[w.S_CLOSINGS] += 1
     latest = w.TILE_WORDS + program.windows[window, w.W_OPENED] + w.LATEST_EVENT
@@ -339,6 +341,7 @@ def run(program, state, batch, first, clock, rows, values):
     step is done. Otherwise ``rows`` is full: take them out and call again from there. Tiles and entity rows must have
     room.
     """
+    write_packed(program, state)
     scalars = state.scalars
     windows = program.windows
     n_events = len(batch.rows)
@@ -421,6 +424,7 @@ def _fetch_dirty(program, state, place, n_dirty):
 @compiled()
 def current(program, state, rows, until, empty_at, values):
     """Write the current row of every entity touched since the last call into ``rows``, and clear the list."""
+    write_packed(program, state)
     windows = program.windows
     scalars = state.scalars
     n_dirty = scalars[w.S_DIRTY]

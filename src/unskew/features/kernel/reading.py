@@ -24,6 +24,7 @@ from unskew.features.kernel.arithmetic import (
 from unskew.features.kernel.bags import first_item, total_owner
 from unskew.features.kernel.comparing import is_other
 from unskew.features.kernel.grid import ordinal
+from unskew.features.kernel.packed import at, unpacked
 from unskew.features.kernel.rankings import comes_before, ranking_of, select, sum_of
 from unskew.features.kernel.tallies import is_tallied, tallied_bin, tallied_ranks
 from unskew.features.kernel.tiles import next_of, previous_of
@@ -49,7 +50,7 @@ def read_feature(program, state, entity, index, values):
         low, mid, high = load_limbs(entities, entity, word)
         value = to_float_bits(low, mid, high) if is_float else to_int(mid, high)
     elif kind > _LAST_PLAIN:
-        return _read_more(program, state, entity, index, count, values)
+        return _read_more(at(state), entity, index, count, values)
     elif count == 0:
         is_present = False
     elif kind == w.READ_MEAN:
@@ -129,8 +130,9 @@ def _square_wide(wide, low, mid, high):
 
 
 @inner()
-def _read_more(program, state, entity, index, count, values):
+def _read_more(packed, entity, index, count, values):
     """Read a feature that is more than a word of its total, and return true if it is present; unused words are 0."""
+    program, state = unpacked(packed)
     features = program.features
     entities = state.entities
     kind = features[index, w.F_READ]
@@ -206,7 +208,7 @@ def _choose(state, ranking, first, kind, size):
     """
     n_chosen = np.int64(0)
     if ranking == w.NONE:
-        n_chosen = select(state, first, kind, size)
+        n_chosen = select(at(state), first, kind, size)
     else:
         while first != w.NONE and n_chosen < size:
             state.chosen[n_chosen] = first
@@ -235,7 +237,7 @@ def _quantile(program, state, entity, index, rank):
     owner = total_owner(program, entity, accumulator)
     word = program.features[index, w.F_WORD]
     if state.entities[entity, word + w.N_ITEMS] > w.TALLY_UNTIL and is_tallied(state, owner, tally):
-        code = tallied_bin(state, owner, tally, rank)
+        code = tallied_bin(at(state), owner, tally, rank)
     else:
         code = _bin(state.items, first_item(state.entities, entity, word), rank)
     if code == 0:
@@ -308,7 +310,7 @@ def _approximate(program, state, entity, index):
     owner = total_owner(program, entity, accumulator)
     word = program.features[index, w.F_WORD]
     if state.entities[entity, word + w.N_ITEMS] > w.TALLY_UNTIL and is_tallied(state, owner, np.int64(w.TALLY_RANKS)):
-        n_set = tallied_ranks(state, owner, state.ranks)
+        n_set = tallied_ranks(at(state), owner, state.ranks)
     else:
         n_set = _count_ranks(state.items, first_item(state.entities, entity, word), state.ranks)
     bits = program.features[index, w.F_REGISTER_BITS]

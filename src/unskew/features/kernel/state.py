@@ -27,6 +27,7 @@ class State(NamedTuple):
       rows if closed sessions are not recorded.
     - ``chosen``, ``ranks`` int64, ``wide`` uint64 [3, 12]: space for reading; ``ranks`` is all 0 between two readings.
     - ``touched`` [rows, 5]; ``dirty``, ``dead`` [rows]; ``window_tiles``, ``window_next``, ``late_by`` [windows].
+    - ``packed``: program and state as ``packed`` writes them.
     - ``late`` [windows, 8]: late events by their lateness, in the classes of ``LATE_BOUNDS_US``.
     """
 
@@ -51,6 +52,7 @@ class State(NamedTuple):
     window_next: Ints
     late: Ints
     late_by: Ints
+    packed: Ints
 
 
 class Batch(NamedTuple):
