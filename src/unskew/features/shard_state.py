@@ -468,9 +468,9 @@ class ShardState:
         keys, number = self._distinct(rows.row[:count])
         instants = rows.instant[:count]
         order = _by_key_at_one_instant(instants, keys, number)
-        entity = decode_keys(keys, self.view.entity)
+        entity = decode_keys(keys.to_series("key"), self.view.entity)
         places = number[order]
-        if len(keys) != count or (places[1:] < places[:-1]).any():
+        if len(entity) != count or (places[1:] < places[:-1]).any():
             entity = entity[places]
         caused = rows.cause[:count][order] & w.CAUSE_EVENT != 0
         closed = pl.DataFrame(
@@ -490,7 +490,7 @@ class ShardState:
             self._no_closed = closed
         return closed
 
-    def _distinct(self, rows: npt.NDArray[np.int32]) -> tuple[pl.Series, npt.NDArray[np.int32]]:
+    def _distinct(self, rows: npt.NDArray[np.int32]) -> tuple[Keys, npt.NDArray[np.int32]]:
         """Return the keys of entity rows, each once, and for every one of ``rows`` the number of its key."""
         if self.directory.capacity > len(self._numbers_of):
             # Only what is written below is read.
@@ -500,7 +500,7 @@ class ShardState:
         # One of the places of each row remains.
         distinct = rows[self._numbers_of[rows] == places]
         self._numbers_of[distinct] = np.arange(len(distinct), dtype=np.int32)
-        return self.directory.gather(distinct).to_series("key"), self._numbers_of[rows]
+        return self.directory.gather(distinct), self._numbers_of[rows]
 
     def _current(self) -> pl.DataFrame:
         count = int(self._state.scalars[w.S_DIRTY])
@@ -563,7 +563,7 @@ class ShardState:
 
 
 def _by_key_at_one_instant(
-    instants: npt.NDArray[np.int64], keys: pl.Series, number: npt.NDArray[np.int32]
+    instants: npt.NDArray[np.int64], keys: Keys, number: npt.NDArray[np.int32]
 ) -> npt.NDArray[np.int64]:
     """Return the places of rows in the order of (instant, key); in that of instants they are already.
 
@@ -573,15 +573,16 @@ def _by_key_at_one_instant(
     same = instants[1:] == instants[:-1]
     if not same.any():
         return order
-    rank = np.empty(len(keys), np.int64)
-    rank[keys.arg_sort().to_numpy()] = np.arange(len(keys))
+    n_keys = len(keys.offsets) - 1
+    rank = np.empty(n_keys, np.int64)
+    rank[keys.order()] = np.arange(n_keys)
     tied = np.zeros(len(instants), np.bool_)
     tied[1:] = same
     begins = ~tied
     tied[:-1] |= same
     places = np.flatnonzero(tied)
     # The number of an instant, then that of a key: one number for each row.
-    by = np.cumsum(begins[places]) * len(keys) + rank[number[places]]
+    by = np.cumsum(begins[places]) * n_keys + rank[number[places]]
     order[places] = places[np.argsort(by)]
     return order
 

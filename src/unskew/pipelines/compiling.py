@@ -47,7 +47,7 @@ from unskew.features.kernel.results import take_items
 from unskew.features.kernel.state import Batch
 from unskew.features.kernel.state_bytes import Tiles, _collect, _hang
 from unskew.features.shard_state import new_rows, new_state
-from unskew.features.text_buffers import _hash_keys, read_only
+from unskew.features.text_buffers import _hash_keys, _write_heads, read_only
 from unskew.pipelines.decoding.avro_walk import _branches, _check, _cut, _walk
 from unskew.pipelines.decoding.columns import _read_decimals
 from unskew.sinks.redis.resp_bytes import write_rows
@@ -105,6 +105,7 @@ def entries() -> list[list[Entry]]:
         Entry.of(_forget, arrays, ints, arrays, queue, 0),
         Entry.of(_remember, arrays, ints, arrays, queue, narrow, shown_marks, ints, shown_octets, shown, 0, marks),
         Entry.of(_hash_keys, shown, shown_octets, hashes),
+        Entry.of(_write_heads, shown, shown_octets, hashes),
         Entry.of(_take_apart, hashes, 0, ints),
         Entry.of(take_dead, state, narrow),
         Entry.of(take_items, tables, 1, 2, ints, ints),
