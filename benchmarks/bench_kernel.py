@@ -185,6 +185,8 @@ def bytes_in_use(state: ShardState) -> int:
             total += state.directory.arrays.slots.nbytes
         elif name == "ring":
             total += array.nbytes
+        elif name == "chunks":
+            total += array.nbytes * n_tiles // len(arrays["tiles"])
     return total
 
 

@@ -16,11 +16,13 @@ from unskew.features.kernel.codings import coded
 from unskew.features.kernel.directory import N_R_COLUMNS, Directory, grown, remove_rows
 from unskew.features.kernel.engine import current, reset_rows, run, take_dead
 from unskew.features.kernel.items import fill_slots
+from unskew.features.kernel.packed import PACKED_WORDS
 from unskew.features.kernel.program import Column, Program, lower, value_width
 from unskew.features.kernel.results import column, series
 from unskew.features.kernel.sealed import sealed, unseal
 from unskew.features.kernel.state import Batch, Rows, State
 from unskew.features.kernel.tallies import most_tally_items
+from unskew.features.kernel.tiles import lines, links_of, most_chunks, with_more
 from unskew.features.keys import decode_keys
 from unskew.features.plan import ViewPlan
 from unskew.features.text_buffers import Keys, read_only
@@ -451,11 +453,11 @@ class ShardState:
         capacity = self.directory.capacity
         if capacity > len(self._state.entities):
             rows_of = {name: grown(getattr(self._state, name), capacity) for name in _ROW_ARRAYS}
-            self._state = self._state._replace(**rows_of)
+            self._state = self._state._replace(entities=with_more(self._state.entities, capacity), **rows_of)
         tiles = len(self._state.tiles)
         free = tiles - int(self._state.scalars[w.S_TILES])
         if n_tiles > free:
-            self._state = self._state._replace(tiles=grown(self._state.tiles, max(2 * tiles, tiles + n_tiles - free)))
+            self._state = _with_tiles(self._state, max(2 * tiles, tiles + n_tiles - free))
         reset_rows(self._program, self._state.entities, fresh, self._empty, self._empty_present)
         return rows
 
@@ -466,9 +468,9 @@ class ShardState:
         keys, number = self._distinct(rows.row[:count])
         instants = rows.instant[:count]
         order = _by_key_at_one_instant(instants, keys, number)
-        entity = decode_keys(keys, self.view.entity)
+        entity = decode_keys(keys.to_series("key"), self.view.entity)
         places = number[order]
-        if len(keys) != count or (places[1:] < places[:-1]).any():
+        if len(entity) != count or (places[1:] < places[:-1]).any():
             entity = entity[places]
         caused = rows.cause[:count][order] & w.CAUSE_EVENT != 0
         closed = pl.DataFrame(
@@ -488,7 +490,7 @@ class ShardState:
             self._no_closed = closed
         return closed
 
-    def _distinct(self, rows: npt.NDArray[np.int32]) -> tuple[pl.Series, npt.NDArray[np.int32]]:
+    def _distinct(self, rows: npt.NDArray[np.int32]) -> tuple[Keys, npt.NDArray[np.int32]]:
         """Return the keys of entity rows, each once, and for every one of ``rows`` the number of its key."""
         if self.directory.capacity > len(self._numbers_of):
             # Only what is written below is read.
@@ -498,7 +500,7 @@ class ShardState:
         # One of the places of each row remains.
         distinct = rows[self._numbers_of[rows] == places]
         self._numbers_of[distinct] = np.arange(len(distinct), dtype=np.int32)
-        return self.directory.gather(distinct).to_series("key"), self._numbers_of[rows]
+        return self.directory.gather(distinct), self._numbers_of[rows]
 
     def _current(self) -> pl.DataFrame:
         count = int(self._state.scalars[w.S_DIRTY])
@@ -561,7 +563,7 @@ class ShardState:
 
 
 def _by_key_at_one_instant(
-    instants: npt.NDArray[np.int64], keys: pl.Series, number: npt.NDArray[np.int32]
+    instants: npt.NDArray[np.int64], keys: Keys, number: npt.NDArray[np.int32]
 ) -> npt.NDArray[np.int64]:
     """Return the places of rows in the order of (instant, key); in that of instants they are already.
 
@@ -571,15 +573,16 @@ def _by_key_at_one_instant(
     same = instants[1:] == instants[:-1]
     if not same.any():
         return order
-    rank = np.empty(len(keys), np.int64)
-    rank[keys.arg_sort().to_numpy()] = np.arange(len(keys))
+    n_keys = len(keys.offsets) - 1
+    rank = np.empty(n_keys, np.int64)
+    rank[keys.order()] = np.arange(n_keys)
     tied = np.zeros(len(instants), np.bool_)
     tied[1:] = same
     begins = ~tied
     tied[:-1] |= same
     places = np.flatnonzero(tied)
     # The number of an instant, then that of a key: one number for each row.
-    by = np.cumsum(begins[places]) * len(keys) + rank[number[places]]
+    by = np.cumsum(begins[places]) * n_keys + rank[number[places]]
     order[places] = places[np.argsort(by)]
     return order
 
@@ -636,7 +639,14 @@ def new_rows(n_words: int, capacity: int) -> Rows:
     )
 
 
-_ROW_ARRAYS = ("entities", "touched", "dirty", "dead")
+_ROW_ARRAYS = ("touched", "dirty", "dead")
+
+
+def _with_tiles(state: State, n_tiles: int) -> State:
+    """Return a state with room for so many tiles."""
+    tiles = with_more(state.tiles, n_tiles)
+    chunks = grown(state.chunks, most_chunks(n_tiles, len(state.ring)))
+    return state._replace(tiles=tiles, links=links_of(tiles), chunks=chunks)
 
 
 def new_state(program: Program, n_rows: int) -> State:
@@ -646,16 +656,20 @@ def new_state(program: Program, n_rows: int) -> State:
     scalars[w.S_CLOCK] = w.NEVER
     scalars[w.S_NEXT_HOP] = w.FOREVER
     scalars[w.S_TILE_FREE] = w.NONE
+    scalars[w.S_CHUNK_FREE] = w.NONE
     scalars[w.S_ITEM_FREE] = w.NONE
     scalars[w.S_SPARE] = 0 if program.n_bags else _MIN_ITEMS
+    tiles = lines(_MIN_TILES, w.TILE_WORDS + program.n_words)
     return State(
         scalars=scalars,
-        entities=np.zeros((n_rows, program.entity_words), np.int64),
+        entities=lines(n_rows, program.entity_words),
         touched=np.zeros((n_rows, w.N_T_COLUMNS), np.int64),
         dirty=np.zeros(n_rows, np.int32),
         dead=np.zeros(n_rows, np.int32),
-        tiles=np.zeros((_MIN_TILES, w.TILE_WORDS + program.n_words), np.int64),
-        ring=np.full(program.ring_slots, w.NONE, np.int64),
+        tiles=tiles,
+        links=links_of(tiles),
+        ring=np.full(program.ring_slots, w.NONE, np.int32),
+        chunks=np.empty((most_chunks(_MIN_TILES, program.ring_slots), w.CHUNK_TILES + w.CHUNK_SIZE), np.int32),
         items=np.empty((_MIN_ITEMS, w.ITEM_WORDS + w.N_ITEM_WORDS), np.int64),
         slots=np.full(2 * _MIN_ITEMS, w.NONE, np.int64),
         text_records=np.empty((0, N_R_COLUMNS), np.int64),
@@ -668,4 +682,5 @@ def new_state(program: Program, n_rows: int) -> State:
         window_next=np.full(n_windows, w.FOREVER, np.int64),
         late=np.zeros((n_windows, len(LATE_BOUNDS_US) + 1), np.int64),
         late_by=np.zeros(n_windows, np.int64),
+        packed=np.empty(PACKED_WORDS, np.int64),
     )

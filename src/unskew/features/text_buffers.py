@@ -54,6 +54,42 @@ class Keys(NamedTuple):
         _hash_keys(read_only(self.offsets), read_only(self.data), found)
         return found
 
+    def order(self) -> npt.NDArray[np.int64]:
+        """Return the places of different keys in the order of their UTF-8 bytes.
+
+        A sort of numbers takes a tenth of the time that one of texts takes; few keys are equal in so many bytes.
+        """
+        heads = np.empty(len(self.offsets) - 1, np.uint64)
+        _write_heads(read_only(self.offsets), read_only(self.data), heads)
+        order = np.argsort(heads)
+        same = heads[order[1:]] == heads[order[:-1]]
+        if same.any():
+            tied = np.zeros(len(order), np.bool_)
+            tied[1:] = same
+            tied[:-1] |= same
+            places = order[tied]
+            order[tied] = places[self.to_series("key").gather(places).arg_sort().to_numpy()]
+        return order
+
+
+@compiled()
+def _write_heads(offsets: Any, data: Any, out: Any) -> None:
+    """Write the eight bytes of each key after those that all begin with, as numbers in the order of the bytes."""
+    shared = offsets[1] - offsets[0] if len(out) > 0 else 0
+    for index in range(1, len(out)):
+        shared = min(shared, offsets[index + 1] - offsets[index])
+        place = 0
+        while place < shared and data[offsets[index] + place] == data[offsets[0] + place]:
+            place += 1
+        shared = place
+    for index in range(len(out)):
+        head = uint64(0)
+        for place in range(offsets[index] + shared, offsets[index] + shared + 8):
+            head = head << uint64(8)
+            if place < offsets[index + 1]:
+                head |= uint64(data[place])
+        out[index] = head
+
 
 @compiled()
 def hash_bytes(data: Any, start: int, stop: int) -> Any:

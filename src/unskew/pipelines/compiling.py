@@ -41,13 +41,13 @@ from unskew.features.kernel.directory import (
 )
 from unskew.features.kernel.engine import current, reset_rows, run, take_dead
 from unskew.features.kernel.items import fill_slots
-from unskew.features.kernel.program import Program
+from unskew.features.kernel.packed import no_program
 from unskew.features.kernel.repeats import _forget, _join, _new_queue, _remember, _split
 from unskew.features.kernel.results import take_items
 from unskew.features.kernel.state import Batch
 from unskew.features.kernel.state_bytes import Tiles, _collect, _hang
 from unskew.features.shard_state import new_rows, new_state
-from unskew.features.text_buffers import _hash_keys, read_only
+from unskew.features.text_buffers import _hash_keys, _write_heads, read_only
 from unskew.pipelines.decoding.avro_walk import _branches, _check, _cut, _walk
 from unskew.pipelines.decoding.columns import _read_decimals
 from unskew.sinks.redis.resp_bytes import write_rows
@@ -70,20 +70,7 @@ def entries() -> list[list[Entry]]:
     narrow, octets = np.empty(0, np.int32), np.empty(0, np.uint8)
     hashes, marks, many_marks = np.empty(0, np.uint64), np.empty(0, np.bool_), np.empty((0, 0), np.bool_)
     shown, shown_octets, shown_marks = read_only(ints), read_only(octets), read_only(marks)
-    program = Program(
-        accumulators=tables,
-        features=tables,
-        windows=tables,
-        boundaries=ints,
-        constants=np.empty(0, np.float64),
-        n_words=0,
-        ring_slots=0,
-        entity_words=0,
-        value_words=0,
-        chosen_words=0,
-        rank_words=0,
-        n_bags=0,
-    )
+    program = no_program()
     state = new_state(program, 0)
     batch = Batch(narrow, shown, shown, shown, shown, shown, many_marks, tables, many_marks)
     rows = new_rows(0, 0)
@@ -118,6 +105,7 @@ def entries() -> list[list[Entry]]:
         Entry.of(_forget, arrays, ints, arrays, queue, 0),
         Entry.of(_remember, arrays, ints, arrays, queue, narrow, shown_marks, ints, shown_octets, shown, 0, marks),
         Entry.of(_hash_keys, shown, shown_octets, hashes),
+        Entry.of(_write_heads, shown, shown_octets, hashes),
         Entry.of(_take_apart, hashes, 0, ints),
         Entry.of(take_dead, state, narrow),
         Entry.of(take_items, tables, 1, 2, ints, ints),

@@ -94,3 +94,16 @@ def test_keys_around_the_length_of_a_word_are_told_apart_and_come_back(length: i
 
     assert len(fresh) == len(texts) == len(set(rows.tolist()))
     assert directory.gather(rows).to_series("key").to_list() == texts
+
+
+@laws(max_examples=200)
+@given(
+    st.text(max_size=12),
+    st.lists(st.text(alphabet="\x00ab\u00e9\U0001f600", max_size=14), unique=True, max_size=30),
+)
+def test_keys_are_in_the_order_of_their_bytes_whatever_they_begin_with(prefix: str, ends: list[str]) -> None:
+    texts = [prefix + end for end in ends]
+
+    order = _keys(texts).order().tolist()
+
+    assert [texts[place].encode() for place in order] == sorted(text.encode() for text in texts)

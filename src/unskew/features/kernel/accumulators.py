@@ -18,6 +18,8 @@ from unskew.features.kernel.bags import (
 )
 from unskew.features.kernel.event_order import event_of, load_event, store_event
 from unskew.features.kernel.grid import ordinal
+from unskew.features.kernel.packed import at, unpacked
+from unskew.features.kernel.tiles import entity_of, next_of, previous_of
 from unskew.features.kernel.wedges import begin, best_of_others, goes_before, has_wedges, shorten
 
 
@@ -38,8 +40,12 @@ def add_event(program, state, batch, event, window, cells, cell, base, owned):
             continue
         op = accumulators[index, w.A_OP]
         word = accumulators[index, w.A_WORD]
-        if op > w.LAST or accumulators[index, w.A_BY] >= 0:
-            _add_more(program, state, batch, event, window, index, cells, cell, base, owned)
+        by = accumulators[index, w.A_BY]
+        if op > w.LAST or by >= 0:
+            if by < 0 or batch.known[by, event]:
+                code = batch.numbers[by, event] if by >= 0 else np.int64(0)
+                number = batch.numbers[value, event] if value >= 0 else np.int64(0)
+                _add_more(at(state), window, index, cell, base, owned, event_of(batch, event), code, number)
             continue
         if op == w.COUNT:
             cells[cell, base + word] += 1
@@ -55,43 +61,42 @@ def add_event(program, state, batch, event, window, cells, cell, base, owned):
         first = cells[cell, base + accumulators[index, w.A_COUNT_WORD]] == 1
         if op == w.LAST:
             if first or event_of(batch, event) > load_event(cells, cell, base + word):
-                _keep_event(batch, event, cells, cell, base + word, number)
+                _keep_event(event_of(batch, event), cells, cell, base + word, number)
         elif first or goes_before(state, op, kind, number, cells[cell, base + word]):
             cells[cell, base + word] = number
-            if owned == 1 and has_wedges(state, state.tiles[cell, w.TILE_ROW]):
-                shorten(program, state, state.tiles[cell, w.TILE_ROW], index, state.tiles[cell, w.TILE_NUMBER])
+            if owned == 1 and has_wedges(state, entity_of(state, cell)):
+                shorten(at(state), entity_of(state, cell), index, state.tiles[cell, w.TILE_NUMBER])
 
 
 @inlined()
-def _keep_event(batch, event, cells, cell, word, number):
-    store_event(cells, cell, word, event_of(batch, event))
+def _keep_event(event, cells, cell, word, number):
+    store_event(cells, cell, word, event)
     cells[cell, word + w.VALUE] = number
 
 
 @inner()
-def _add_more(program, state, batch, event, window, index, cells, cell, base, owned):
-    """Add an event to an accumulator of a rarer kind, or of a map."""
+def _add_more(packed, window, index, cell, base, owned, event, code, number):
+    """Add an event to an accumulator of a rarer kind, or of a map.
+
+    ``event``: its place in the order of events. ``code``: its key, for maps. ``number``: its value, 0 without one.
+    """
+    program, state = unpacked(packed)
     accumulators = program.accumulators
+    cells = state.tiles if owned == 1 else state.entities
     by = accumulators[index, w.A_BY]
-    if by >= 0 and not batch.known[by, event]:
-        return
     op = accumulators[index, w.A_OP]
     value = accumulators[index, w.A_VALUE]
     word = base + accumulators[index, w.A_WORD]
-    number = batch.numbers[value, event] if value >= 0 else np.int64(0)
     kind = accumulators[index, w.A_KIND]
     if op == w.COUNT:
         cells[cell, word] += 1
     elif op == w.BAG:
         owner = tile_owner(program, cell, index) if owned == 1 else total_owner(program, cell, index)
         tally = np.int64(0) if owned == 1 else accumulators[index, w.A_TALLY]
-        code = number
         low, mid, high = uint64(0), uint64(0), uint64(0)
-        if by >= 0:
-            code = batch.numbers[by, event]
-            if value >= 0 and kind != w.TEXT:
-                low, mid, high = limbs_of(number, kind)
-        put(state, cells, cell, word, owner, tally, code, np.int64(1), low, mid, high)
+        if by >= 0 and value >= 0 and kind != w.TEXT:
+            low, mid, high = limbs_of(number, kind)
+        put(packed, cell, word, owner, tally, code if by >= 0 else number, np.int64(1), low, mid, high)
     elif op == w.SQUARES:
         low, mid, high = limbs_of(number, kind)
         first_limb, second, third, fourth = square(low, mid, high)
@@ -100,16 +105,16 @@ def _add_more(program, state, batch, event, window, index, cells, cell, base, ow
         if kind == w.FLOAT:
             number = ordered_bits(number)
         first = cells[cell, base + accumulators[index, w.A_COUNT_WORD]] == 1
-        if first or event_of(batch, event) < load_event(cells, cell, word):
-            _keep_event(batch, event, cells, cell, word, number)
+        if first or event < load_event(cells, cell, word):
+            _keep_event(event, cells, cell, word, number)
     elif op == w.BUCKETS:
         cells[cell, word + number] += 1
     elif op == w.OPENED:
-        _add_to_session(program, batch, event, window, cells, cell, word)
+        _add_to_session(program, event, window, cells, cell, word)
     elif owned == 1:
         put_in_order(
             state.scalars, state.items, cells, cell, word, tile_owner(program, cell, index), op,
-            accumulators[index, w.A_SIZE], number, event_of(batch, event),
+            accumulators[index, w.A_SIZE], number, event,
         )  # fmt: skip
 
 
@@ -139,14 +144,14 @@ def _squares_of(tiles, tile, word):
 
 
 @inlined()
-def _add_to_session(program, batch, event, window, cells, cell, word):
+def _add_to_session(program, event, window, cells, cell, word):
     """Record the least tile number of a session's events, and its latest event."""
-    number = ordinal(program, window, batch.effective[event])
+    number = ordinal(program, window, event[0])
     begun = cells[cell, word + w.BEGUN] == 1
     if not begun or number < cells[cell, word + w.LEAST_NUMBER]:
         cells[cell, word + w.LEAST_NUMBER] = number
-    if not begun or event_of(batch, event) > load_event(cells, cell, word + w.LATEST_EVENT):
-        _keep_event(batch, event, cells, cell, word + w.LATEST_EVENT, 0)
+    if not begun or event > load_event(cells, cell, word + w.LATEST_EVENT):
+        _keep_event(event, cells, cell, word + w.LATEST_EVENT, 0)
     cells[cell, word + w.BEGUN] = 1
 
 
@@ -169,8 +174,9 @@ def passes(program, batch, event, window):
 
 
 @inner()
-def merge_tile(program, state, entity, window, tile):
+def merge_tile(packed, entity, window, tile):
     """Add a tile to its entity's total, whose counts do not include the tile yet."""
+    program, state = unpacked(packed)
     windows = program.windows
     accumulators = program.accumulators
     entities = state.entities
@@ -195,7 +201,7 @@ def merge_tile(program, state, entity, window, tile):
             _merge_ordered(state, op, accumulators[index, w.A_KIND], word, entity, total, tile, first)
         elif op == w.BAG:
             merge_bag(
-                state, entities, entity, total + word, total_owner(program, entity, index),
+                at(state), entity, total + word, total_owner(program, entity, index),
                 accumulators[index, w.A_TALLY], first_item(tiles, tile, w.TILE_WORDS + word),
             )  # fmt: skip
         elif op == w.SQUARES:
@@ -237,10 +243,12 @@ def subtract_tile(program, state, entity, window, tile):
             low, mid, high = negate(low, mid, high)
             add_limbs(entities, entity, total + word, low, mid, high)
         elif op in (w.MIN, w.MAX, w.LAST, w.FIRST):
-            _subtract_ordered(program, state, entity, window, tile, index)
+            # Mostly another tile holds the answer, and a call passes all of the state.
+            if entities[entity, total + word] == tiles[tile, w.TILE_WORDS + word]:
+                _subtract_ordered(at(state), entity, window, tile, index)
         elif op == w.BAG:
             subtract_bag(
-                state, entities, entity, total + word, total_owner(program, entity, index),
+                at(state), entity, total + word, total_owner(program, entity, index),
                 accumulators[index, w.A_TALLY], first_item(tiles, tile, w.TILE_WORDS + word),
             )  # fmt: skip
         elif op in (w.LAST_N, w.FIRST_N):
@@ -255,8 +263,9 @@ def subtract_tile(program, state, entity, window, tile):
 
 
 @inner()
-def _subtract_ordered(program, state, entity, window, tile, index):
+def _subtract_ordered(packed, entity, window, tile, index):
     """If the leaving tile held the answer, read it from the tiles that stay."""
+    program, state = unpacked(packed)
     accumulators = program.accumulators
     entities = state.entities
     tiles = state.tiles
@@ -272,7 +281,7 @@ def _subtract_ordered(program, state, entity, window, tile, index):
     kind = accumulators[index, w.A_KIND]
     by_time = op in (w.LAST, w.FIRST) or kind == w.TIME
     if not by_time and has_wedges(state, entity):
-        found, best = best_of_others(program, state, entity, window, index, tiles[tile, w.TILE_NUMBER])
+        found, best = best_of_others(at(state), entity, window, index, tiles[tile, w.TILE_NUMBER])
         if found:
             entities[entity, total + word] = best
             return
@@ -290,9 +299,9 @@ def _subtract_ordered(program, state, entity, window, tile, index):
             if by_time:
                 return
             first = False
-        other = tiles[other, w.TILE_PREVIOUS if from_end else w.TILE_NEXT]
+        other = previous_of(state, other) if from_end else next_of(state, other)
     if n_read > w.WEDGE_FROM:
-        begin(program, state, entity, index)
+        begin(at(state), entity, index)
 
 
 @compiled()
@@ -316,7 +325,7 @@ def mark_texts(program, state, rows, used):
                 tile = state.entities[row, program.windows[window, w.W_OLDEST]]
                 while tile != w.NONE:
                     _mark_cell(program, state, state.tiles, tile, w.TILE_WORDS, index, count_word, used)
-                    tile = state.tiles[tile, w.TILE_NEXT]
+                    tile = next_of(state, tile)
 
 
 @inner()

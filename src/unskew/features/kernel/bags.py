@@ -12,6 +12,7 @@ from unskew.features.kernel import words as w
 from unskew.features.kernel.arithmetic import add_limbs, load_limbs, negate
 from unskew.features.kernel.event_order import load_event, store_event
 from unskew.features.kernel.items import enter, find, free_item, link, new_item, unchain, unlink
+from unskew.features.kernel.packed import at, unpacked
 from unskew.features.kernel.rankings import rank_less, rank_more
 from unskew.features.kernel.tallies import note
 
@@ -29,18 +30,26 @@ def tile_owner(program, tile, accumulator):
 
 
 @inlined()
+def is_of_tile(owner):
+    """Return true for a tile's owner, false for a total's."""
+    return owner & 1 == 1
+
+
+@inlined()
 def first_item(cells, cell, word):
     """Return the first item of a cell's multiset or list; NONE if it has none."""
     return cells[cell, word + w.FIRST_ITEM] - 1
 
 
 @inner()
-def put(state, cells, cell, word, owner, tally, code, count, low, mid, high):
+def put(packed, cell, word, owner, tally, code, count, low, mid, high):
     """Add a code to a multiset ``count`` times, with what it adds to the code's sum.
 
     ``tally``: ``A_TALLY`` if the multiset is a total's, 0 for a tile's.
     """
+    _, state = unpacked(packed)
     items = state.items
+    cells = state.tiles if is_of_tile(owner) else state.entities
     item = find(items, state.slots, owner, code)
     came = np.int64(0)
     if item == w.NONE:
@@ -52,25 +61,27 @@ def put(state, cells, cell, word, owner, tally, code, count, low, mid, high):
     if tally <= w.TALLY_RANKING:
         rank_more(state, cells, cell, word, owner, tally, item, low, mid, high)
     elif tally != 0:
-        note(state, cells, cell, word, owner, tally, code, count, came)
+        note(at(state), cell, word, owner, tally, code, count, came)
 
 
 @inner()
-def merge_bag(state, cells, cell, word, owner, tally, first):
+def merge_bag(packed, cell, word, owner, tally, first):
     """Add the items of a tile, from ``first`` on, to a total."""
+    _, state = unpacked(packed)
     items = state.items
     item = first
     while item != w.NONE:
         code, count = items[item, w.ITEM_CODE], items[item, w.ITEM_COUNT]
         low, mid, high = load_limbs(items, item, w.ITEM_WORDS)
-        put(state, cells, cell, word, owner, tally, code, count, low, mid, high)
+        put(packed, cell, word, owner, tally, code, count, low, mid, high)
         item = items[item, w.ITEM_NEXT]
 
 
 @inner()
-def subtract_bag(state, cells, cell, word, owner, tally, first):
+def subtract_bag(packed, cell, word, owner, tally, first):
     """Take the items of a leaving tile, from ``first`` on, out of a total, and free them."""
-    scalars, items, slots = state.scalars, state.items, state.slots
+    _, state = unpacked(packed)
+    scalars, items, slots, cells = state.scalars, state.items, state.slots, state.entities
     item = first
     while item != w.NONE:
         following = items[item, w.ITEM_NEXT]
@@ -91,7 +102,7 @@ def subtract_bag(state, cells, cell, word, owner, tally, first):
         unchain(items, slots, item)
         free_item(scalars, items, item)
         if tally > w.TALLY_RANKING and tally != 0:
-            note(state, cells, cell, word, owner, tally, code, -count, np.int64(-1) if gone else np.int64(0))
+            note(at(state), cell, word, owner, tally, code, -count, np.int64(-1) if gone else np.int64(0))
         item = following
 
 

@@ -13,10 +13,23 @@ from unskew.features.jit import compiled, inlined, inner, prefetch
 from unskew.features.kernel import words as w
 from unskew.features.kernel.accumulators import add_event, merge_tile, passes, subtract_tile
 from unskew.features.kernel.grid import boundary, leaving, ordinal
+from unskew.features.kernel.packed import at, unpacked, write_packed
 from unskew.features.kernel.reading import read_feature, read_row
+from unskew.features.kernel.tiles import (
+    entity_of,
+    fetch_chunk,
+    fetch_entity,
+    fetch_tile,
+    free_chunk,
+    hang,
+    next_of,
+    previous_of,
+)
 from unskew.features.updates import LATE_BOUNDS_US
 
 _LATE_BOUNDS_US = np.array(LATE_BOUNDS_US, np.int64)
+# How many events ahead memory is prefetched: first the entity's row, then, once that is there, its tiles.
+_FAR, _NEAR = 12, 6
 
 
 @inlined()
@@ -31,15 +44,6 @@ def _next_edge(program, window, number, now):
     if kind == w.EVERY:
         return now + 1
     return leaving(program, window, number)
-
-
-@inlined()
-def _hang(program, state, window, tile, edge):
-    """Put a tile into the bucket of that edge."""
-    windows = program.windows
-    bucket = windows[window, w.W_RING] + edge % windows[window, w.W_RING_SIZE]
-    state.tiles[tile, w.TILE_BUCKET] = state.ring[bucket]
-    state.ring[bucket] = tile
 
 
 @inlined()
@@ -59,34 +63,34 @@ def tile_of(program, state, entity, window, number, now):
         return before
     while before != w.NONE and tiles[before, w.TILE_NUMBER] > number:
         after = before
-        before = tiles[before, w.TILE_PREVIOUS]
+        before = previous_of(state, before)
     if before != w.NONE and tiles[before, w.TILE_NUMBER] == number:
         return before
     tile = scalars[w.S_TILE_FREE]
     if tile != w.NONE:
-        scalars[w.S_TILE_FREE] = tiles[tile, w.TILE_NEXT]
+        scalars[w.S_TILE_FREE] = next_of(state, tile)
     else:
         tile = scalars[w.S_TILE_HIGH]
         scalars[w.S_TILE_HIGH] += 1
     tiles[tile, w.TILE_NUMBER] = number
     for word in range(w.TILE_WORDS, tiles.shape[1]):
         tiles[tile, word] = 0
-    tiles[tile, w.TILE_NEXT] = after
-    tiles[tile, w.TILE_PREVIOUS] = before
-    tiles[tile, w.TILE_ROW] = entity
+    state.links[tile, w.LINK_NEXT] = after
+    state.links[tile, w.LINK_PREVIOUS] = before
+    state.links[tile, w.LINK_ROW] = entity
     if before == w.NONE:
         state.entities[entity, windows[window, w.W_OLDEST]] = tile
     else:
-        tiles[before, w.TILE_NEXT] = tile
+        state.links[before, w.LINK_NEXT] = tile
     if after == w.NONE:
         state.entities[entity, windows[window, w.W_NEWEST]] = tile
     else:
-        tiles[after, w.TILE_PREVIOUS] = tile
+        state.links[after, w.LINK_PREVIOUS] = tile
     scalars[w.S_TILES] += 1
     state.entities[entity, w.ENTITY_LIVE] += 1
     if windows[window, w.W_KIND] != w.LIFETIME:
         edge = _next_edge(program, window, number, now)
-        _hang(program, state, window, tile, edge)
+        hang(program, state, window, tile, edge)
         state.window_tiles[window] += 1
         if edge < state.window_next[window]:
             state.window_next[window] = edge
@@ -175,7 +179,10 @@ def _close(program, state, rows, values):
     """Close the open instant: a row for every touched entity whose values differ from its previous row."""
     scalars = state.scalars
     n_words = program.value_words
-    for slot in range(scalars[w.S_TOUCHED]):
+    n_touched = scalars[w.S_TOUCHED]
+    for slot in range(n_touched):
+        if slot + _NEAR < n_touched:
+            fetch_entity(state, state.touched[slot + _NEAR, w.T_ROW])
         entity = state.touched[slot, w.T_ROW]
         state.entities[entity, w.ENTITY_SLOT] = w.NONE
         if _read_touched(program, state, entity, values):
@@ -196,44 +203,68 @@ def _close(program, state, rows, values):
 
 
 @inlined()
+def _leave(program, state, window, tile):
+    """Take the oldest tile of its entity out, from list and total, and free it."""
+    windows = program.windows
+    entity = entity_of(state, tile)
+    second = next_of(state, tile)
+    state.entities[entity, windows[window, w.W_OLDEST]] = second
+    if second == w.NONE:
+        state.entities[entity, windows[window, w.W_NEWEST]] = w.NONE
+    else:
+        state.links[second, w.LINK_PREVIOUS] = w.NONE
+    _touch(state, entity, window, w.CAUSE_HOP)
+    subtract_tile(program, state, entity, window, tile)
+    state.links[tile, w.LINK_NEXT] = state.scalars[w.S_TILE_FREE]
+    state.scalars[w.S_TILE_FREE] = tile
+    state.window_tiles[window] -= 1
+    state.scalars[w.S_TILES] -= 1
+    state.entities[entity, w.ENTITY_LIVE] -= 1
+
+
+@inlined()
+def _expire_tile(program, state, window, tile, number, values):
+    """Let happen to a tile what happens at the beginning of the tile ``number``."""
+    kind = program.windows[window, w.W_KIND]
+    entity = entity_of(state, tile)
+    leaves = leaving(program, window, state.tiles[tile, w.TILE_NUMBER])
+    if leaves > number:
+        # It stays: its period has ended, or its session continued, or it decays by a hop.
+        if kind == w.CLOSED:
+            merge_tile(at(state), entity, window, tile)
+        if kind != w.SESSION:
+            _touch(state, entity, window, w.CAUSE_HOP)
+        hang(program, state, window, tile, number + 1 if kind == w.EVERY else leaves)
+        return
+    if kind == w.SESSION and len(state.closings) > 0:
+        _note_closing(at(state), entity, window, tile, boundary(program, window, number), values)
+    # Tiles leave in order of their numbers, so this one is the oldest of its entity.
+    _leave(program, state, window, tile)
+
+
+@inlined()
 def _expire(program, state, window, values):
     """Process the window's next bucket, and find the bucket after it."""
     windows = program.windows
-    kind = windows[window, w.W_KIND]
+    chunks = state.chunks
     number = state.window_next[window]
     bucket = windows[window, w.W_RING] + number % windows[window, w.W_RING_SIZE]
-    tile = state.ring[bucket]
+    chunk = np.int64(state.ring[bucket])
     state.ring[bucket] = w.NONE
-    while tile != w.NONE:
-        following = state.tiles[tile, w.TILE_BUCKET]
-        entity = state.tiles[tile, w.TILE_ROW]
-        leaves = leaving(program, window, state.tiles[tile, w.TILE_NUMBER])
-        if leaves > number:
-            # It stays: its period has ended, or its session continued, or it decays by a hop.
-            if kind == w.CLOSED:
-                merge_tile(program, state, entity, window, tile)
-            if kind != w.SESSION:
-                _touch(state, entity, window, w.CAUSE_HOP)
-            _hang(program, state, window, tile, number + 1 if kind == w.EVERY else leaves)
-            tile = following
-            continue
-        if kind == w.SESSION and len(state.closings) > 0:
-            _note_closing(program, state, entity, window, tile, boundary(program, window, number), values)
-        # Tiles leave in order of their numbers, so this one is the oldest of its entity.
-        second = state.tiles[tile, w.TILE_NEXT]
-        state.entities[entity, windows[window, w.W_OLDEST]] = second
-        if second == w.NONE:
-            state.entities[entity, windows[window, w.W_NEWEST]] = w.NONE
-        else:
-            state.tiles[second, w.TILE_PREVIOUS] = w.NONE
-        _touch(state, entity, window, w.CAUSE_HOP)
-        subtract_tile(program, state, entity, window, tile)
-        state.tiles[tile, w.TILE_NEXT] = state.scalars[w.S_TILE_FREE]
-        state.scalars[w.S_TILE_FREE] = tile
-        state.window_tiles[window] -= 1
-        state.scalars[w.S_TILES] -= 1
-        state.entities[entity, w.ENTITY_LIVE] -= 1
-        tile = following
+    if chunk != w.NONE:
+        fetch_chunk(state, chunk)
+    while chunk != w.NONE:
+        following = np.int64(chunks[chunk, w.CHUNK_NEXT])
+        n_tiles = chunks[chunk, w.CHUNK_COUNT]
+        # What a chunk leads to lies a chunk ahead: the tiles of the next one, then the entities of these.
+        if following != w.NONE:
+            fetch_chunk(state, following)
+        for place in range(n_tiles):
+            fetch_entity(state, entity_of(state, np.int64(chunks[chunk, w.CHUNK_TILES + place])))
+        for place in range(n_tiles):
+            _expire_tile(program, state, window, np.int64(chunks[chunk, w.CHUNK_TILES + place]), number, values)
+        free_chunk(state, chunk)
+        chunk = following
     state.window_next[window] = w.FOREVER
     if state.window_tiles[window] > 0:
         number += 1
@@ -243,8 +274,9 @@ def _expire(program, state, window, values):
 
 
 @inner()
-def _note_closing(program, state, entity, window, tile, instant, values):
+def _note_closing(packed, entity, window, tile, instant, values):
     """Record a session that has closed, with the values that it had."""
+    program, state = unpacked(packed)
     place = state.scalars[w.S_CLOSINGS]
     state.scalars[w.S_CLOSINGS] += 1
     latest = w.TILE_WORDS + program.windows[window, w.W_OPENED] + w.LATEST_EVENT
@@ -288,25 +320,17 @@ def _advance(program, state, instant, rows, values):
         scalars[w.S_NEXT_HOP] = nearest
 
 
-# How many events ahead memory is prefetched: first the entity's row, then, once that is there, its newest tiles.
-FAR, NEAR = 12, 6
-LINE_WORDS = 8
-
-
 @inlined()
 def _fetch_ahead(program, state, batch, event):
     """Hide the latency of memory: with many entities, nearly every row and tile is out of the cache."""
-    if event + FAR < len(batch.rows):
-        row = batch.rows[event + FAR]
-        for word in range(0, state.entities.shape[1], LINE_WORDS):
-            prefetch(state.entities, row, word)
-    if event + NEAR < len(batch.rows):
-        row = batch.rows[event + NEAR]
+    if event + _FAR < len(batch.rows):
+        fetch_entity(state, np.int64(batch.rows[event + _FAR]))
+    if event + _NEAR < len(batch.rows):
+        row = np.int64(batch.rows[event + _NEAR])
         for window in range(len(program.windows)):
             tile = state.entities[row, program.windows[window, w.W_NEWEST]]
             if tile != w.NONE:
-                prefetch(state.tiles, tile, w.TILE_NUMBER)
-                prefetch(state.tiles, tile, state.tiles.shape[1] - 1)
+                fetch_tile(state, tile)
 
 
 @compiled()
@@ -317,6 +341,7 @@ def run(program, state, batch, first, clock, rows, values):
     step is done. Otherwise ``rows`` is full: take them out and call again from there. Tiles and entity rows must have
     room.
     """
+    write_packed(program, state)
     scalars = state.scalars
     windows = program.windows
     n_events = len(batch.rows)
@@ -380,12 +405,31 @@ def _count_late(state, window, late_by):
     state.late_by[window] = max(state.late_by[window], late_by)
 
 
+@inlined()
+def _fetch_dirty(program, state, place, n_dirty):
+    """Hide the latency of memory in ``current``, as ``_fetch_ahead`` does in ``run``."""
+    if place + _FAR < n_dirty:
+        fetch_entity(state, np.int64(state.dirty[place + _FAR]))
+    if place + _NEAR < n_dirty:
+        near = np.int64(state.dirty[place + _NEAR])
+        for window in range(len(program.windows)):
+            oldest = state.entities[near, program.windows[window, w.W_OLDEST]]
+            if oldest != w.NONE:
+                prefetch(state.tiles, oldest, np.int64(w.TILE_NUMBER))
+                prefetch(
+                    state.tiles, state.entities[near, program.windows[window, w.W_NEWEST]], np.int64(w.TILE_NUMBER)
+                )
+
+
 @compiled()
 def current(program, state, rows, until, empty_at, values):
     """Write the current row of every entity touched since the last call into ``rows``, and clear the list."""
+    write_packed(program, state)
     windows = program.windows
     scalars = state.scalars
-    for place in range(scalars[w.S_DIRTY]):
+    n_dirty = scalars[w.S_DIRTY]
+    for place in range(n_dirty):
+        _fetch_dirty(program, state, place, n_dirty)
         entity = np.int64(state.dirty[place])
         state.entities[entity, w.ENTITY_MARKS] &= ~w.MARK_DIRTY
         present = read_row(program, state, entity, values)
@@ -412,7 +456,7 @@ def current(program, state, rows, until, empty_at, values):
             last = max(last, boundary(program, window, leaving(program, window, newest)))
         until[place] = first
         empty_at[place] = last
-    rows.n[0] = scalars[w.S_DIRTY]
+    rows.n[0] = n_dirty
     scalars[w.S_DIRTY] = 0
 
 

@@ -18,6 +18,7 @@ from unskew.features.kernel import words as w
 from unskew.features.kernel.arithmetic import add, add_limbs, load_limbs
 from unskew.features.kernel.comparing import code_before
 from unskew.features.kernel.items import beside, enter, find, free_item, link, unchain, unlink
+from unskew.features.kernel.packed import at, unpacked
 
 
 @inlined()
@@ -71,7 +72,7 @@ def rank_more(state, cells, cell, word, owner, tally, item, low, mid, high):
     ranking = _found(state, cells, cell, word, owner)
     if ranking == w.NONE:
         if n_items > w.RANKING_FROM:
-            _begin(state, cells, cell, word, owner, tally)
+            _begin(at(state), cell, word, owner, tally)
         return
     add_limbs(items, ranking, w.ITEM_WORDS, low, mid, high)
     last = items[ranking, w.RANKING_LAST]
@@ -158,19 +159,21 @@ def sum_of(items, item):
 
 
 @inner()
-def _begin(state, cells, cell, word, owner, tally):
-    items = state.items
+def _begin(packed, cell, word, owner, tally):
+    _, state = unpacked(packed)
+    items, cells = state.items, state.entities
     ranking = enter(state.scalars, items, state.slots, beside(owner), np.int64(0))
     low, mid, high = sum_of(items, cells[cell, word + w.FIRST_ITEM] - 1)
     add_limbs(items, ranking, w.ITEM_WORDS, low, mid, high)
-    _rank_all(state, cells, cell, word, ranking, tally)
+    _rank_all(at(state), cell, word, ranking, tally)
 
 
 @inner()
-def _rank_all(state, cells, cell, word, ranking, tally):
+def _rank_all(packed, cell, word, ranking, tally):
     """Make the ranking again, from all items."""
-    items, chosen = state.items, state.chosen
-    n_chosen = select(state, cells[cell, word + w.FIRST_ITEM] - 1, _kind(tally), _most_ranked(tally))
+    _, state = unpacked(packed)
+    items, chosen, cells = state.items, state.chosen, state.entities
+    n_chosen = select(at(state), cells[cell, word + w.FIRST_ITEM] - 1, _kind(tally), _most_ranked(tally))
     item = cells[cell, word + w.FIRST_ITEM] - 1
     while item != w.NONE:
         items[item, w.ITEM_RANKED] = 0
@@ -183,8 +186,9 @@ def _rank_all(state, cells, cell, word, ranking, tally):
 
 
 @inner()
-def select(state, item, kind, size):
+def select(packed, item, kind, size):
     """Write the first ``size`` items of a list's ranking into ``chosen``; return their number."""
+    _, state = unpacked(packed)
     chosen = state.chosen
     n_chosen = 0
     while item != w.NONE:
@@ -206,5 +210,5 @@ def ranking_of(state, cells, cell, word, owner, tally):
     n_items = cells[cell, word + w.N_ITEMS]
     ranking = _found(state, cells, cell, word, owner)
     if ranking != w.NONE and state.items[ranking, w.ITEM_COUNT] < min(n_items, _n_needed(tally)):
-        _rank_all(state, cells, cell, word, ranking, tally)
+        _rank_all(at(state), cell, word, ranking, tally)
     return ranking

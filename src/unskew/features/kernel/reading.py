@@ -24,8 +24,10 @@ from unskew.features.kernel.arithmetic import (
 from unskew.features.kernel.bags import first_item, total_owner
 from unskew.features.kernel.comparing import is_other
 from unskew.features.kernel.grid import ordinal
+from unskew.features.kernel.packed import at, unpacked
 from unskew.features.kernel.rankings import comes_before, ranking_of, select, sum_of
 from unskew.features.kernel.tallies import is_tallied, tallied_bin, tallied_ranks
+from unskew.features.kernel.tiles import next_of, previous_of
 
 _LAST_PLAIN = w.READ_VALUE
 _HALF_OVER_LN_2 = 0.7213475204444817
@@ -48,7 +50,7 @@ def read_feature(program, state, entity, index, values):
         low, mid, high = load_limbs(entities, entity, word)
         value = to_float_bits(low, mid, high) if is_float else to_int(mid, high)
     elif kind > _LAST_PLAIN:
-        return _read_more(program, state, entity, index, count, values)
+        return _read_more(at(state), entity, index, count, values)
     elif count == 0:
         is_present = False
     elif kind == w.READ_MEAN:
@@ -62,7 +64,7 @@ def read_feature(program, state, entity, index, values):
     return is_present
 
 
-@inner()
+@inlined()
 def read_row(program, state, entity, values):
     """Read the entity's current values into ``values``, as int64 words; return a bit per present feature."""
     present = np.int64(0)
@@ -128,8 +130,9 @@ def _square_wide(wide, low, mid, high):
 
 
 @inner()
-def _read_more(program, state, entity, index, count, values):
+def _read_more(packed, entity, index, count, values):
     """Read a feature that is more than a word of its total, and return true if it is present; unused words are 0."""
+    program, state = unpacked(packed)
     features = program.features
     entities = state.entities
     kind = features[index, w.F_READ]
@@ -205,7 +208,7 @@ def _choose(state, ranking, first, kind, size):
     """
     n_chosen = np.int64(0)
     if ranking == w.NONE:
-        n_chosen = select(state, first, kind, size)
+        n_chosen = select(at(state), first, kind, size)
     else:
         while first != w.NONE and n_chosen < size:
             state.chosen[n_chosen] = first
@@ -234,7 +237,7 @@ def _quantile(program, state, entity, index, rank):
     owner = total_owner(program, entity, accumulator)
     word = program.features[index, w.F_WORD]
     if state.entities[entity, word + w.N_ITEMS] > w.TALLY_UNTIL and is_tallied(state, owner, tally):
-        code = tallied_bin(state, owner, tally, rank)
+        code = tallied_bin(at(state), owner, tally, rank)
     else:
         code = _bin(state.items, first_item(state.entities, entity, word), rank)
     if code == 0:
@@ -307,7 +310,7 @@ def _approximate(program, state, entity, index):
     owner = total_owner(program, entity, accumulator)
     word = program.features[index, w.F_WORD]
     if state.entities[entity, word + w.N_ITEMS] > w.TALLY_UNTIL and is_tallied(state, owner, np.int64(w.TALLY_RANKS)):
-        n_set = tallied_ranks(state, owner, state.ranks)
+        n_set = tallied_ranks(at(state), owner, state.ranks)
     else:
         n_set = _count_ranks(state.items, first_item(state.entities, entity, word), state.ranks)
     bits = program.features[index, w.F_REGISTER_BITS]
@@ -383,7 +386,7 @@ def _decayed(program, state, entity, index):
                 low, mid, high = load_limbs(tiles, tile, word)
                 held = as_float(to_float_bits(low, mid, high))
             total = total + held * weight
-        tile = tiles[tile, w.TILE_NEXT]
+        tile = next_of(state, tile)
     if features[index, w.F_READ] == w.READ_DECAYED_SUM and not is_float:
         total = total / program.constants[features[index, w.F_UNIT]]
     return as_bits(total)
@@ -410,7 +413,7 @@ def _list(program, state, entity, index, count, values):
                 n_read += 1
                 values[out + n_read] = state.items[item, w.ITEM_CODE]
                 item = state.items[item, w.ITEM_NEXT]
-        tile = state.tiles[tile, w.TILE_PREVIOUS if latest else w.TILE_NEXT]
+        tile = previous_of(state, tile) if latest else next_of(state, tile)
     values[out] = n_read
 
 

@@ -17,7 +17,8 @@ class State(NamedTuple):
       ``ENTITY_MARKS``, ``ENTITY_CHANGED`` instant of the last change; the previous closed row: ``ENTITY_PRESENT`` a bit
       for each feature, and from ``ENTITY_VALUES`` on its words; then for each window (``W_OLDEST``, ``W_NEWEST``) the
       oldest and the newest tile, and for each window (``W_TOTAL``) its running total.
-    - ``tiles`` [tiles, ...]: columns ``TILE_...``. ``ring``: the first tile of each bucket.
+    - ``tiles`` [tiles, ...]: columns ``TILE_...``; ``links``: their memory as columns ``LINK_...``. ``ring``: the first
+      chunk of each bucket. ``chunks`` [chunks, 16]: columns ``CHUNK_...``.
     - ``items`` [items, 10]: columns ``ITEM_...``, of the multisets and lists of all cells. ``slots``: the first item of
       each slot of the hash table that finds items of multisets.
     - ``text_records``, ``text_pool``: from the directory of texts, whose rows stand for them in numbers.
@@ -26,6 +27,7 @@ class State(NamedTuple):
       rows if closed sessions are not recorded.
     - ``chosen``, ``ranks`` int64, ``wide`` uint64 [3, 12]: space for reading; ``ranks`` is all 0 between two readings.
     - ``touched`` [rows, 5]; ``dirty``, ``dead`` [rows]; ``window_tiles``, ``window_next``, ``late_by`` [windows].
+    - ``packed``: program and state as ``packed`` writes them.
     - ``late`` [windows, 8]: late events by their lateness, in the classes of ``LATE_BOUNDS_US``.
     """
 
@@ -36,7 +38,9 @@ class State(NamedTuple):
     dirty: npt.NDArray[np.int32]
     dead: npt.NDArray[np.int32]
     tiles: Ints
-    ring: Ints
+    links: npt.NDArray[np.int32]
+    ring: npt.NDArray[np.int32]
+    chunks: npt.NDArray[np.int32]
     items: Ints
     slots: Ints
     text_records: Ints
@@ -48,6 +52,7 @@ class State(NamedTuple):
     window_next: Ints
     late: Ints
     late_by: Ints
+    packed: Ints
 
 
 class Batch(NamedTuple):

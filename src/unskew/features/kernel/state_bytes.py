@@ -33,9 +33,11 @@ from unskew.features.kernel.directory import Directory
 from unskew.features.kernel.engine import tile_of
 from unskew.features.kernel.event_order import load_event
 from unskew.features.kernel.grid import ordinal
+from unskew.features.kernel.packed import at, unpacked, write_packed
 from unskew.features.kernel.program import Program
 from unskew.features.kernel.sealed import sealed, unseal
 from unskew.features.kernel.state import State
+from unskew.features.kernel.tiles import next_of
 from unskew.features.plan import ViewPlan
 from unskew.features.text_buffers import Keys
 
@@ -105,13 +107,14 @@ def _collect(program, state, rows, entities, windows, numbers, words, items):
                         item_place += 1
                         item = state.items[item, w.ITEM_NEXT]
                 place += 1
-                tile = state.tiles[tile, w.TILE_NEXT]
+                tile = next_of(state, tile)
     return item_place
 
 
 @inner()
-def _restore_item(program, state, tile, items, place):
+def _restore_item(packed, tile, items, place):
     """Add a stored item to its tile."""
+    program, state = unpacked(packed)
     accumulator = items[place, I_ACCUMULATOR]
     op = program.accumulators[accumulator, w.A_OP]
     word = w.TILE_WORDS + program.accumulators[accumulator, w.A_WORD]
@@ -120,7 +123,7 @@ def _restore_item(program, state, tile, items, place):
     if op == w.BAG:
         low, mid, high = load_limbs(items, place, I_WORDS)
         put(
-            state, state.tiles, tile, word, owner, np.int64(0), code, items[place, I_COUNT],
+            packed, tile, word, owner, np.int64(0), code, items[place, I_COUNT],
             low, mid, high,
         )  # fmt: skip
     else:
@@ -132,6 +135,7 @@ def _restore_item(program, state, tile, items, place):
 
 @compiled()
 def _hang(program, state, rows, entities, windows, numbers, words, items):
+    write_packed(program, state)
     item = 0
     for place in range(len(entities)):
         row = np.int64(rows[entities[place]])
@@ -146,13 +150,13 @@ def _hang(program, state, rows, entities, windows, numbers, words, items):
         # A multiset takes a new item at its front. The last one comes first, so that they lie as they were stored.
         for back in range(end - 1, item - 1, -1):
             if program.accumulators[items[back, I_ACCUMULATOR], w.A_OP] == w.BAG:
-                _restore_item(program, state, tile, items, back)
+                _restore_item(at(state), tile, items, back)
         for front in range(item, end):
             if program.accumulators[items[front, I_ACCUMULATOR], w.A_OP] != w.BAG:
-                _restore_item(program, state, tile, items, front)
+                _restore_item(at(state), tile, items, front)
         item = end
         if program.windows[window, w.W_KIND] != w.CLOSED or numbers[place] < now:
-            merge_tile(program, state, row, window, tile)
+            merge_tile(at(state), row, window, tile)
 
 
 def pack(

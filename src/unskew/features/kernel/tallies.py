@@ -17,6 +17,7 @@ from unskew.features.jit import inlined, inner
 from unskew.features.kernel import words as w
 from unskew.features.kernel.arithmetic import leading_zeros
 from unskew.features.kernel.items import enter, find, free_item, unchain
+from unskew.features.kernel.packed import at, unpacked
 from unskew.features.kernel.program import Program
 
 # Parts of a tally begin at codes that no multiset has. The levels of a tree of bins are parts, from the lowest on.
@@ -53,53 +54,57 @@ def is_tallied(state, owner, tally):
 
 
 @inner()
-def note(state, cells, cell, word, owner, tally, code, count, came):
+def note(packed, cell, word, owner, tally, code, count, came):
     """Enter into the tally, if there is one, that ``count`` of a code were added to the multiset of a total.
 
     ``count`` is negative if they left. ``came``: 1 if the code was not there before, -1 if it is gone now, else 0.
     Begins or ends the tally if the multiset has become large or small.
     """
-    n_items = cells[cell, word + w.N_ITEMS]
+    _, state = unpacked(packed)
+    n_items = state.entities[cell, word + w.N_ITEMS]
     ends = n_items == w.TALLY_UNTIL and came == -1
     if n_items <= w.TALLY_UNTIL and not ends:
         return
     if is_tallied(state, owner, tally):
-        _count(state, owner, tally, code, count, came)
+        _count(at(state), owner, tally, code, count, came)
         if ends:
-            _count_all(state, cells, cell, word, owner, tally, np.int64(-1))
+            _count_all(at(state), cell, word, owner, tally, np.int64(-1))
     elif n_items > w.TALLY_FROM:
         needed = n_items * tally if tally > 0 else n_items + w.N_RANKS
         if needed > state.scalars[w.S_SPARE]:
             state.scalars[w.S_LACKED] = max(state.scalars[w.S_LACKED], needed)
             return
         n_before = state.scalars[w.S_ITEMS]
-        _count_all(state, cells, cell, word, owner, tally, np.int64(1))
+        _count_all(at(state), cell, word, owner, tally, np.int64(1))
         state.scalars[w.S_SPARE] -= state.scalars[w.S_ITEMS] - n_before
 
 
 @inner()
-def _count_all(state, cells, cell, word, owner, tally, sign):
-    item = cells[cell, word + w.FIRST_ITEM] - 1
+def _count_all(packed, cell, word, owner, tally, sign):
+    _, state = unpacked(packed)
+    item = state.entities[cell, word + w.FIRST_ITEM] - 1
     while item != w.NONE:
         code, count = state.items[item, w.ITEM_CODE], state.items[item, w.ITEM_COUNT]
-        _count(state, owner, tally, code, sign * count, sign)
+        _count(at(state), owner, tally, code, sign * count, sign)
         item = state.items[item, w.ITEM_NEXT]
 
 
 @inner()
-def _count(state, owner, tally, code, count, came):
+def _count(packed, owner, tally, code, count, came):
+    _, state = unpacked(packed)
     if tally > 0:
         place = code - _least_bin(tally)
         for level in range(tally):
-            _add(state, owner, level + 1, place, count)
+            _add(at(state), owner, level + 1, place, count)
             place >>= _FAN_BITS
     elif came != 0:
-        _count_rank(state, owner, code >> 6, code & 63)
+        _count_rank(at(state), owner, code >> 6, code & 63)
 
 
 @inner()
-def _add(state, owner, part, place, count):
+def _add(packed, owner, part, place, count):
     """Add to one of the counts that lie side by side in an item; the item goes when all are 0."""
+    _, state = unpacked(packed)
     items = state.items
     code = _code(part, place >> _FAN_BITS)
     item = find(items, state.slots, owner, code)
@@ -113,22 +118,23 @@ def _add(state, owner, part, place, count):
 
 
 @inner()
-def _count_rank(state, owner, register, rank):
+def _count_rank(packed, owner, register, rank):
     """Enter that a rank came to a register, or went."""
+    _, state = unpacked(packed)
     items = state.items
     item = find(items, state.slots, owner, _code(_REGISTERS, register))
     if item == w.NONE:
         item = enter(state.scalars, items, state.slots, owner, _code(_REGISTERS, register))
-        _add(state, owner, _ALL, np.int64(0), np.int64(1))
+        _add(at(state), owner, _ALL, np.int64(0), np.int64(1))
     ranks = items[item, w.ITEM_COUNT]
     changed = ranks ^ (np.int64(1) << rank)
     if ranks != 0:
-        _add(state, owner, _RANKS, _highest(ranks), np.int64(-1))
+        _add(at(state), owner, _RANKS, _highest(ranks), np.int64(-1))
     if changed != 0:
-        _add(state, owner, _RANKS, _highest(changed), np.int64(1))
+        _add(at(state), owner, _RANKS, _highest(changed), np.int64(1))
         items[item, w.ITEM_COUNT] = changed
     else:
-        _add(state, owner, _ALL, np.int64(0), np.int64(-1))
+        _add(at(state), owner, _ALL, np.int64(0), np.int64(-1))
         unchain(items, state.slots, item)
         free_item(state.scalars, items, item)
 
@@ -139,8 +145,9 @@ def _highest(ranks):
 
 
 @inner()
-def tallied_bin(state, owner, tally, rank):
+def tallied_bin(packed, owner, tally, rank):
     """Return the bin of the value that is the ``rank``-th in order, counted from 1."""
+    _, state = unpacked(packed)
     items = state.items
     place = np.int64(0)
     for level in range(tally, 0, -1):
@@ -154,8 +161,9 @@ def tallied_bin(state, owner, tally, rank):
 
 
 @inner()
-def tallied_ranks(state, owner, ranks):
+def tallied_ranks(packed, owner, ranks):
     """Write the number of registers with each highest rank to the start of ``ranks``; return the number of all."""
+    _, state = unpacked(packed)
     items = state.items
     ranks[: w.N_RANKS] = 0
     for place in range(0, 64, _FAN):

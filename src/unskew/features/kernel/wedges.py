@@ -21,6 +21,8 @@ from unskew.features.kernel import words as w
 from unskew.features.kernel.bags import total_owner
 from unskew.features.kernel.comparing import text_before
 from unskew.features.kernel.items import beside, enter, find, free_item, new_item, unchain
+from unskew.features.kernel.packed import at, unpacked
+from unskew.features.kernel.tiles import previous_of
 
 
 @inlined()
@@ -40,8 +42,9 @@ def has_wedges(state, entity):
 
 
 @inner()
-def begin(program, state, entity, index):
+def begin(packed, entity, index):
     """Begin the wedge of an accumulator, which covers no tile yet, if room is spare."""
+    program, state = unpacked(packed)
     scalars, items = state.scalars, state.items
     if scalars[w.S_LACKED] > 0 or scalars[w.S_SPARE] < 1:
         _note_lack(state, entity)
@@ -55,8 +58,9 @@ def begin(program, state, entity, index):
 
 
 @inner()
-def shorten(program, state, entity, index, number):
+def shorten(packed, entity, index, number):
     """Take note that the tile of this number has a better value than before."""
+    program, state = unpacked(packed)
     items = state.items
     wedge = find(items, state.slots, beside(total_owner(program, entity, index)), np.int64(0))
     if wedge == w.NONE or items[wedge, w.ITEM_COUNT] < number:
@@ -67,24 +71,25 @@ def shorten(program, state, entity, index, number):
 
 
 @inner()
-def best_of_others(program, state, entity, window, index, left):
+def best_of_others(packed, entity, window, index, left):
     """Return whether there is a wedge, and its answer now that the tile of number ``left`` has left.
 
     Without a value the wedge ends; it also ends if there is no room for its elements.
     """
+    program, state = unpacked(packed)
     items = state.items
     wedge = find(items, state.slots, beside(total_owner(program, entity, index)), np.int64(0))
     if wedge == w.NONE:
         return False, np.int64(0)
     while items[wedge, w.WEDGE_FIRST] != w.NONE and items[items[wedge, w.WEDGE_FIRST], w.ITEM_CODE] <= left:
         _drop(state, wedge, items[wedge, w.WEDGE_FIRST])
-    has_room = _extend(program, state, entity, window, index, wedge)
+    has_room = _extend(at(state), entity, window, index, wedge)
     first = items[wedge, w.WEDGE_FIRST]
     if has_room and first != w.NONE:
         return True, items[first, w.ITEM_COUNT]
     if not has_room:
         _note_lack(state, entity)
-    _end(state, wedge)
+    _end(at(state), wedge)
     return False, np.int64(0)
 
 
@@ -95,8 +100,9 @@ def _note_lack(state, entity):
 
 
 @inner()
-def _extend(program, state, entity, window, index, wedge):
+def _extend(packed, entity, window, index, wedge):
     """Cover all tiles; return false if there is no room for that."""
+    program, state = unpacked(packed)
     items, tiles = state.items, state.tiles
     op, kind = program.accumulators[index, w.A_OP], program.accumulators[index, w.A_KIND]
     word = w.TILE_WORDS + program.accumulators[index, w.A_WORD]
@@ -119,7 +125,7 @@ def _extend(program, state, entity, window, index, wedge):
             if state.scalars[w.S_SPARE] < 1:
                 return False
             front = _put_between(state, wedge, last, front, tiles[tile, w.TILE_NUMBER], value)
-        tile = tiles[tile, w.TILE_PREVIOUS]
+        tile = previous_of(state, tile)
     if newest != w.NONE:
         items[wedge, w.ITEM_COUNT] = max(covered, tiles[newest, w.TILE_NUMBER])
     return True
@@ -154,7 +160,8 @@ def _drop(state, wedge, element):
 
 
 @inner()
-def _end(state, wedge):
+def _end(packed, wedge):
+    _, state = unpacked(packed)
     while state.items[wedge, w.WEDGE_FIRST] != w.NONE:
         _drop(state, wedge, state.items[wedge, w.WEDGE_FIRST])
     unchain(state.items, state.slots, wedge)

@@ -95,8 +95,9 @@ ZERO_WHEN_EMPTY = (READ_COUNT, READ_SUM, READ_DISTINCT, READ_APPROX, READ_DECAYE
     S_CLOCK, S_NEXT_HOP, S_TOUCHED, S_DIRTY, S_DEAD, S_TILE_HIGH, S_TILE_FREE, S_TILES, S_ITEM_HIGH, S_ITEM_FREE,
     S_ITEMS, S_CLOSINGS,
     S_SPARE, S_LACKED,  # items for which there is room beyond what events may add; those that a tally lacked
+    S_CHUNK_HIGH, S_CHUNK_FREE,
     N_SCALARS,
-) = range(15)  # fmt: skip
+) = range(17)  # fmt: skip
 
 # Columns of an entity's row. After the values come, for each window, two words for its oldest and newest tile, and
 # then, for each window, ``n_words`` for its running total.
@@ -112,9 +113,14 @@ MARK_WEDGE = 1 << 62
 T_ROW, T_CAUSE, T_EVENT_TIME, T_PARTITION, T_OFFSET, N_T_COLUMNS = range(6)
 CAUSE_HOP, CAUSE_EVENT = 1, 2
 
-# Columns of ``tiles``: a tile's number, its neighbours in its entity's list, the next one in its bucket, its entity
-# row, and then its accumulators.
-TILE_NUMBER, TILE_NEXT, TILE_PREVIOUS, TILE_BUCKET, TILE_ROW, TILE_WORDS = range(6)
+# Columns of ``tiles``: a tile's number, two words of links, and then its accumulators.
+TILE_NUMBER, TILE_LINKS, TILE_WORDS = 0, 1, 3
+# Columns of ``links``, the same memory as numbers of 32 bits: a tile's neighbours in its entity's list, its entity row.
+LINK_NEXT, LINK_PREVIOUS, LINK_ROW = range(2 * TILE_LINKS, 2 * TILE_LINKS + 3)
+# Columns of ``chunks``, each of which is a cache line: the next chunk of its bucket or the next free one, the number of
+# its tiles, and these.
+CHUNK_NEXT, CHUNK_COUNT, CHUNK_TILES = range(3)
+CHUNK_SIZE = 14
 
 # Columns of ``items``: an item's neighbours in its cell's list (ITEM_NEXT also links the free ones), the next one in
 # its slot of the table, its owner, its code (a number), how often it occurs, and then the limbs of a sum, or an event's
