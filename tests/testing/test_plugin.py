@@ -64,6 +64,7 @@ import datetime as dt
 import socket
 from decimal import Decimal
 
+import polars as pl
 import pytest
 from definitions import clicked, spending
 from unskew import RequestError
@@ -96,12 +97,18 @@ def test_what_is_produced_is_served_and_is_what_values_says(unskew_pipeline, pyt
     pipeline.wait()
 
     assert first["n"] == [1]
+    asked = dt.datetime.now(dt.UTC)
+    pipeline.produce("purchases", [])
+    pipeline.wait()
     for view, key, given, entities in ((spending, "user_id", events, ["a", "b"]), (clicked, "id", of_clicks, [7])):
         names = [feature.name for feature in view.features]
         rows = [{key: entity} for entity in entities]
         served = pipeline.store.get_online_features([f"{view.name}:{name}" for name in names], rows).columns.to_dicts()
         expected = values(view, given, at=NOW)
         assert served == [expected[entity] for entity in entities]
+        labels = pl.DataFrame([{key: entity, "event_timestamp": asked} for entity in entities])
+        found = pipeline.store.get_historical_features(labels, [f"{view.name}:{name}" for name in names])
+        assert found.frame.to_dicts() == [label | expected[label[key]] for label in labels.to_dicts()]
     with pytest.raises(RequestError, match="event 0 of stream 'purchases': amount: 'x' is not a number"):
         pipeline.produce("purchases", [{**events[0], "amount": "x"}])
     with pytest.raises(RequestError, match="no view reads stream 'purchase'; did you mean 'purchases'"):

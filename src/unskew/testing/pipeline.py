@@ -23,6 +23,7 @@ from unskew.pipelines.kafka.sending import Outgoing, Sender
 from unskew.pipelines.producing.encoding import Encoder, wire_of
 from unskew.pipelines.producing.scalars import Unfit
 from unskew.pipelines.run import run
+from unskew.sinks.tables import layout
 from unskew.sinks.wall import wall_us
 from unskew.store import FeatureStore
 from unskew.testing.given import events_of, rows_of
@@ -102,19 +103,19 @@ class EmbeddedPipeline:
         self._sent_us = wall_us()
 
     def wait(self, timeout_s: float = 60.0) -> None:
-        """Wait until everything that was sent is served. Raises what made the pipeline fail.
+        """Wait until everything that was sent is served and in the log. Raises what made the pipeline fail.
 
         Raises ``StoreUnavailable`` if that takes longer than ``timeout_s``; the first start after an installation
         compiles the kernel, which can take a minute: ``unskew warm`` does it ahead.
         """
         deadline = time.monotonic() + timeout_s
-        while not all(self._is_served(view) for view in self.plan.of_topics.views.values()):
+        while not all(self._is_served(view) and self._is_logged(view) for view in self.plan.of_topics.views.values()):
             self._raise()
             if self._ended:
                 raise RequestError("the pipeline has ended; wait before that")
             if time.monotonic() > deadline:
                 raise StoreUnavailable(
-                    f"what was sent is not served after {timeout_s:g} s; give wait a longer timeout_s"
+                    f"what was sent is not served, or not in the log, after {timeout_s:g} s; give wait a longer timeout_s"
                 )
             time.sleep(_LOOK_S)
 
@@ -130,6 +131,14 @@ class EmbeddedPipeline:
             return False
         (as_of,) = read.metadata[view.id]["as_of"].to_physical().to_list()
         return as_of is not None and as_of >= self._sent_us
+
+    def _is_logged(self, view: ViewPlan) -> bool:
+        """Return whether the log says what the view had when all had been sent."""
+        log = self.deployment.log
+        assert log is not None
+        coverage = layout.read_coverage(layout.view_root(log, view.name, view.version))
+        complete_to_us = coverage.complete_to_us if coverage else None
+        return complete_to_us is not None and complete_to_us >= self._sent_us
 
     @property
     def _streams(self) -> Mapping[str, StreamPlan]:
