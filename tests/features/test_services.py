@@ -9,6 +9,7 @@ from tests.support.definitions import view
 from unskew import DefinitionError, Feature, FeatureView, RequestError, Service, Sliding, agg, compile
 from unskew.features.definitions.load import load_definitions
 from unskew.features.on_request import wanted
+from unskew.features.planning import FieldChange
 from unskew.features.registry import Published, describe, merge, own_part, parse
 
 HOUR = Sliding("1h")
@@ -150,3 +151,15 @@ def test_a_service_without_features_in_what_is_published_cannot_be_read() -> Non
 
     with pytest.raises(Exception, match="service 'checkout' has no features, or no name"):
         parse(registry)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "text"),
+    [
+        (("v:a", "v:b"), ("v:b", "v:c"), "features: +v:c -v:a"),
+        (["v:a", "v:b"], ["v:b", "v:a"], "features: in another order"),
+        ([], ["v:a"], "features: [] -> ['v:a']"),
+    ],
+)
+def test_a_change_of_a_list_says_what_came_and_went(before: object, after: object, text: str) -> None:
+    assert FieldChange(name="features", before=before, after=after).text() == text

@@ -34,7 +34,11 @@ class FieldChange(msgspec.Struct, frozen=True, kw_only=True):
     after: Any
 
     def text(self) -> str:
-        """Return the change for people."""
+        """Return the change for people; of lists of names, the names that come and go."""
+        if _are_names(self.before) and _are_names(self.after):
+            more = [f"+{name}" for name in self.after if name not in self.before]
+            less = [f"-{name}" for name in self.before if name not in self.after]
+            return f"{self.name}: {' '.join([*more, *less]) or 'in another order'}"
         return f"{self.name}: {_shown(self.before)} -> {_shown(self.after)}"
 
 
@@ -505,6 +509,10 @@ def _of_feature(name: str, feature: ViewFeature, window: str) -> Iterator[tuple[
         known = window if key == "window" else value
         if key != "name" and known not in (None, "", [], {}):
             yield f"{name}.{key}", known
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(name, str) for name in value)
 
 
 def _shown(value: Any) -> str:
