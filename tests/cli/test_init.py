@@ -74,7 +74,12 @@ def test_a_project_runs_as_its_readme_says(template: str, tmp_path: Path, redis_
     assert "2 passed" in tested
     assert got["status"] in {"present", "warming"}
     assert any(got["features"].values())
-    assert [command.split()[1] for command in said_by if command.startswith("unskew")] == ["check", "run", "get"]
+    assert [command.split()[1] for command in said_by if command.startswith("unskew")] == [
+        "check",
+        "run",
+        "get",
+        "plan",
+    ]
 
 
 def test_a_seed_gives_the_same_events(tmp_path: Path) -> None:

@@ -194,7 +194,8 @@ def _from_python(path: Path, root: Path) -> list[Definition]:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
-        with _importing_from(path.resolve().parent, root.resolve()):
+        # Standard output is the command's own: what the file prints is no part of it.
+        with _importing_from(path.resolve().parent, root.resolve()), contextlib.redirect_stdout(sys.stderr):
             spec.loader.exec_module(module)
     except DefinitionError as error:
         raise DefinitionError([f"{path}: {fault}" for fault in error.faults]) from error
