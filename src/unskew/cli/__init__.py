@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from unskew.features.errors import DefinitionError, UnskewError
+from unskew.features.errors import UnskewError
 from unskew.features.extras import PIPELINE, lacking_of
 from unskew.features.nearest import nearest
 
@@ -81,7 +81,7 @@ class _Failure(click.ClickException):
 
     def __init__(self, error: UnskewError) -> None:
         super().__init__(str(error))
-        self.faults = error.faults if isinstance(error, DefinitionError) else [str(error)]
+        self.faults = error.faults
 
     def show(self, file: Any = None) -> None:  # noqa: ARG002 - click's signature; it gives none
         from unskew.cli.screen import say
