@@ -35,6 +35,11 @@ def shown(value: object) -> str:
     # A number of thousands of digits, a structure of any depth, an object of the user's own.
     except Exception as error:  # noqa: BLE001
         return f"a value of type {type(value).__name__} that cannot be shown ({type(error).__name__})"
+    return cut(text)
+
+
+def cut(text: str) -> str:
+    """Return at most the first 100 characters of a text, for a message."""
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
