@@ -250,7 +250,7 @@ def _from_yaml(path: Path, faults: list[str]) -> list[Definition]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = str(path) if mark is None else f"{path}:{mark.line + 1}"
-        raise DefinitionError(f"{place}: it is not YAML: {' '.join(str(error).split())}") from error
+        raise DefinitionError(f"{place}: it is not YAML: {_said_of(error)}") from error
     definitions: list[Definition] = []
     for number, document in enumerate(documents):
         if document is None:
@@ -264,6 +264,11 @@ def _from_yaml(path: Path, faults: list[str]) -> list[Definition]:
             part = document_parts(text)[number]
             faults += [f"{path}:{line_of(part, _after_name(document, fault))}: {fault}" for fault in of_form]
     return definitions
+
+
+def _said_of(error: yaml.YAMLError) -> str:
+    """Return an error of YAML in one line; the text has no file for it, whose name stands before it already."""
+    return " ".join(str(error).replace(' in "<unicode string>",', " in").split())
 
 
 def _after_name(document: Any, fault: str) -> str:
