@@ -259,11 +259,13 @@ class FeatureStore:
             raise RequestError(f'source is "log", "events" or "both", not {source!r}')
         if versions is not None and source != "log":
             raise RequestError(
-                "versions are spanned in the log alone, which knows from when on each could answer; leave out source, or request "
+                "versions are spanned in the log alone, which knows from when on each could answer; leave out source (--source), or request "
                 "view@1:feature and view@2:feature side by side"
             )
         if as_served and source != "log":
-            raise RequestError("only a log knows when values were written: leave out as_served, or the source")
+            raise RequestError(
+                "only a log knows when values were written: leave out as_served (--as-served), or source (--source)"
+            )
         rule = JoinRule(
             timestamp=timestamp,
             inclusive=inclusive,
@@ -376,7 +378,7 @@ class FeatureStore:
                 rebuilt = self._rebuilt(labels, Versions([found]), [reference], None, None, report)
                 return entity_history(rebuilt.log(found), entity_key, report)
             if self._log is None:
-                raise RequestError("the history is read from the log: give its folder as log")
+                raise RequestError("the history is read from the log: give its folder as log (--log)")
             return entity_history(ViewLog(self._log, found), entity_key, report)
 
     def _trained(
@@ -407,7 +409,7 @@ class FeatureStore:
             versions=rule.versions,
         )
         if source != "events" and self._log is None:
-            raise RequestError("historical features are read from the log: give its folder as log")
+            raise RequestError("historical features are read from the log: give its folder as log (--log)")
         with shown(progress) as report:
             rebuilt = None
             if source != "log":
@@ -452,7 +454,9 @@ class FeatureStore:
         if self._plan is None:
             raise RequestError("features are computed from events by their definitions: give the definitions")
         if self._archive is None:
-            raise RequestError("features are computed from the archived events: give their folder as archive")
+            raise RequestError(
+                "features are computed from the archived events: give their folder as archive (--archive)"
+            )
         asked = {one.view.id: one.view for one in resolve(features, views, full_feature_names=True)}
         defined = [_defined(self._plan, view) for view in asked.values()]
         keys = {

@@ -126,6 +126,57 @@ def test_commands_and_options_are_completed_and_completing_commands_imports_none
     assert imported == "imported False False" or " " in typed
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+@pytest.mark.parametrize("words", ["unskew nosuch ", "unskew log nosuch ", "unskew registry nosuch x", "unskew -x "])
+def test_completing_after_what_there_is_not_prints_no_error(shell, words):
+    asked = {"_UNSKEW_COMPLETE": f"{shell}_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+
+    done = process_of({**os.environ, **asked})  # noqa: TID251
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def process_of(environment, *arguments, stdout=subprocess.PIPE):
+    return subprocess.run(
+        [sys.executable, "-c", "from unskew.cli import main; main(prog_name='unskew')", *map(str, arguments)],
+        check=False,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", ["check", "describe", "describe --json", "--help", "log --help", "completion bash"])
+def test_output_that_cannot_be_written_is_one_error_and_a_reader_that_goes_is_none(command, unbuffered, purchases):
+    words = [*command.split(), *([purchases] if command.startswith(("check", "describe")) else [])]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}  # noqa: TID251
+    with Path("/dev/full").open("w") as full:
+        done = process_of(environment, *words, stdout=full)
+    from_nobody, to_nobody = os.pipe()
+    os.close(from_nobody)
+    gone = process_of(environment, *words, stdout=to_nobody)
+    os.close(to_nobody)
+
+    assert (done.returncode, gone.stderr) == (1, "")
+    (said,) = (line for line in done.stderr.splitlines() if not line.startswith("warning: "))
+    assert said == (
+        "error: standard output cannot be written: No space left on device; make room there, or send it elsewhere"
+    )
+
+
+@pytest.mark.parametrize("command", ["check", "describe"])
+def test_what_definitions_print_is_no_part_of_what_a_command_prints(command, purchases):
+    purchases.write_text(f"print('reading', flush=True)\n{PYTHON}")
+
+    result = unskew(command, "--json", purchases)
+
+    assert json.loads(result.stdout)["views"]
+    assert "reading\n" in result.stderr
+
+
 def test_describe_shows_views_entities_windows_hops_and_owners(purchases):
     shown = unskew("describe", purchases).stdout
 
@@ -163,7 +214,7 @@ def test_interrupt_ends_with_130_and_no_traceback(tmp_path):
     (tmp_path / "slow.py").write_text("import time\nprint('started', flush=True)\ntime.sleep(60)\n")
     command = [sys.executable, "-m", "unskew", "check", str(tmp_path / "slow.py")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "started\n"
+        assert process.stderr.readline() == "started\n"
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=20)
 

@@ -65,7 +65,7 @@ def test_get_prints_json_for_programs(get):
         "view": "stays@1",
         "entity": {"user": "a b", "hotel": 7},
         "features": {"nights": 2},
-        "as_of": "2016-07-18T00:00:00.000000+00:00",
+        "as_of": "2016-07-18T00:00:00Z",
         "status": "present",
         "provisional": False,
     }
@@ -102,7 +102,7 @@ def test_get_prints_every_type_as_json(get_order):
 
     assert list(found) == NAMES
     assert found["spend"] == "-12.30"
-    assert found["since"] == "2017-07-14T02:40:00.000001+00:00"
+    assert found["since"] == "2017-07-14T02:40:00.000001Z"
     assert found["shops"] == FULL["shops"]
     assert found["n_by_shop"] == {pair["key"]: pair["value"] for pair in FULL["n_by_shop"]}
     assert found["spend_by_shop"] == {"b": "1.20", "a": "0.00", "other": "3.00"}
@@ -112,7 +112,7 @@ def test_get_prints_every_type_as_json(get_order):
     (["stay", "a b", "7"], "there is no 'stay'; did you mean 'stays'?"),
     (["stays:night", "a b", "7"], "did you mean 'nights'?"),
     (["stays", "a b"], "USER HOTEL: 2 expected, 1 given"),
-    (["stays", "a b", "seven"], "'hotel' is int64"),
+    (["stays", "a b", "seven"], "hotel is a whole number, and 'seven' is not"),
     (["stays", "user=a b", "user=7"], "stays takes the keys user, hotel; give user=VALUE hotel=VALUE"),
     (["trips", "a b", "7"], "there is no 'trips'; did you mean 'trip'?"),
     (["trip", "a b", "7"], "trip takes the keys user, hotel; give user=VALUE hotel=VALUE"),

@@ -74,7 +74,12 @@ def test_a_project_runs_as_its_readme_says(template: str, tmp_path: Path, redis_
     assert "2 passed" in tested
     assert got["status"] in {"present", "warming"}
     assert any(got["features"].values())
-    assert [command.split()[1] for command in said_by if command.startswith("unskew")] == ["check", "run", "get"]
+    assert [command.split()[1] for command in said_by if command.startswith("unskew")] == [
+        "check",
+        "run",
+        "get",
+        "plan",
+    ]
 
 
 def test_a_seed_gives_the_same_events(tmp_path: Path) -> None:
@@ -103,3 +108,16 @@ def test_what_is_there_is_left_alone_and_a_name_that_cannot_be_one_is_refused(tm
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.txt"]
     assert init(tmp_path / "empty")[0] == 0
     assert "is not empty" in init(tmp_path / "empty")[1]
+
+
+def test_a_new_repository_may_be_begun_in_and_where_one_stands_needs_no_cd(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shop" / ".git").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "shop")
+
+    code, said = init(Path())
+
+    assert code == 0, said
+    assert "  cd " not in said
+    assert "  cd other\n" in init(Path("other"))[1]

@@ -17,7 +17,7 @@ from unskew.cli import main
 from unskew.features.definitions.load import load
 
 DEFINITIONS = """
-from unskew import Entity, Feature, FeatureView, Sliding, Stream, agg
+from unskew import Entity, Feature, FeatureView, Service, Sliding, Stream, agg
 
 schema = {"type": "record", "name": "Click", "fields": [
     {"name": "user", "type": "string"}, {"name": "at", "type": {"type": "long", "logicalType": "timestamp-micros"}},
@@ -26,8 +26,10 @@ clicks = Stream("clicks", topic="clicks", schema=schema, event_time="at", settle
 counts = FeatureView(
     "counts", entity=Entity("user", key="user"), stream=clicks, features=[Feature("n", agg.count(), Sliding("1d"))]
 )
+ranking = Service("ranking", features=["counts:n"])
 """
 VIEW = "counts"
+AWAY = "redis://127.0.0.1:1/0"
 T0 = 1_483_272_000_000_000
 N = 60
 EVENTS = events([(T0 + n * SECOND, T0 + n * SECOND, {"user": f"u{n % 3}"}) for n in range(N)])
@@ -68,9 +70,7 @@ def test_rows_and_figures_are_one_json_document_too(log: Path) -> None:
     figures = json.loads(call(log, "stats", VIEW, "--json").stdout)
 
     assert shown["view"] == "counts@1"
-    assert [row["available_at"] for row in shown["rows"]] == [
-        f"2017-01-01T12:00:{second}.000000+00:00" for second in (58, 59)
-    ]
+    assert [row["available_at"] for row in shown["rows"]] == [f"2017-01-01T12:00:{second}Z" for second in (58, 59)]
     assert json.loads(call(log, "tail", VIEW, "--entity", "nobody", "--json").stdout)["rows"] == []
     assert (figures["rows"], figures["entities"], figures["view"]) == (N, 3, "counts@1")
 
@@ -144,3 +144,30 @@ def test_follow_goes_on_with_rows_that_are_published_until_it_is_stopped(
     whole = json.loads(done.stdout)["rows"] if as_json else done.stdout.splitlines()
     # What two looks find may interleave.
     assert sorted(found, key=str) == sorted(whole, key=str)
+
+
+@pytest.mark.parametrize("command", ["log head", "log tail", "log stats", "value", "backfill", "materialize"])
+def test_a_service_in_the_place_of_a_view_is_named_with_its_views(log: Path, command: str) -> None:
+    folders = ("--archive", str(log), "--state", str(log / "state"))
+    more = {"backfill": folders, "materialize": ("--until", "2026-01-31T00:00:00Z", *folders)}.get(command, ())
+    places = ("--log", str(log / "log"), "--definitions", str(log / "views.py"), *more)
+
+    ended = CliRunner().invoke(main, [*command.split(), "ranking", *places])
+
+    said = "error: there is no view 'ranking', but a service of this name; name one of its views, counts@1"
+    assert said in ended.stderr.splitlines()
+
+
+def test_a_service_that_was_applied_is_known_without_definitions(log: Path) -> None:
+    places = ("--log", str(log / "log"))
+    applied = CliRunner().invoke(main, ["apply", str(log / "views.py"), *places, "--yes", "--redis-url", AWAY])
+    assert applied.exit_code == 0, applied.output
+
+    for command in (
+        ["log", "tail", "ranking"],
+        ["value", "ranking"],
+        ["baseline", "ranking", "-o", str(log / "out.json")],
+    ):
+        ended = CliRunner().invoke(main, [*command, *places])
+
+        assert "no view 'ranking', but a service of this name; name one of its views, counts@1" in ended.stderr

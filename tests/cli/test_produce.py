@@ -78,9 +78,10 @@ class Place:
             **more,
         )  # fmt: skip
 
-    def lines(self, rows: list[dict[str, Any] | str], name: str = "events.jsonl") -> str:
+    def lines(self, rows: list[dict[str, Any] | str | bytes], name: str = "events.jsonl") -> str:
         path = self.folder / name
-        path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+        texts = [json.dumps(row) if isinstance(row, dict) else row for row in rows]
+        path.write_bytes(b"\n".join(text.encode() if isinstance(text, str) else text for text in texts))
         return str(path)
 
     def records(self) -> list[Any]:
@@ -168,7 +169,12 @@ GOOD = {"user_id": "u", "amount": 1.5, "status": "completed", "at": NOON_MS}
 FAULTS = [
     ("{", "line 3: it is not JSON (Input data was truncated)"),
     ("[1]", "line 3: it is not a JSON object; write each event as one"),
-    ({**GOOD, "amont": 1}, "line 3: the schema has no field 'amont'; did you mean 'amount'?"),
+    ({**GOOD, "amont": 1}, "line 3: the schema has no field 'amont'; did you mean 'amount'? Correct it, or leave such"),
+    (b'{"user_id": "\xe9"}', "line 3: it has bytes that are not text in UTF-8; write the file in UTF-8; correct it"),
+    (
+        {"user": "u", "time": 1},
+        "line 3: none of its fields is one of the stream's, which are user_id, amount, status, at; it has 'user', 'time'",
+    ),
     ({"user_id": "u"}, "line 3: at: it is missing or null, and every event needs its event time"),
     ({**GOOD, "amount": "1.5"}, "line 3: amount: '1.5' is not a number of type double"),
 ]
@@ -193,9 +199,9 @@ def test_rows_that_are_no_events_are_left_out_counted_and_shown(place: Place) ->
     done = place.call(place.topic, path, "--skip-bad")
 
     assert done.exit_code == 0
-    assert re.search(rf"3 events sent to {place.topic} \(3 partitions\) in .* s, 10 left out\n", done.output)
+    assert re.search(rf"3 events sent to {place.topic} \(3 partitions\) in .* s, 14 left out\n", done.output)
     assert done.output.count(f"left out: {path}, line ") == 5
-    assert "left out: 5 more\n" in done.output
+    assert "left out: 9 more\n" in done.output
     assert len(place.records()) == 3
 
 
@@ -206,6 +212,10 @@ def test_rows_that_are_no_events_are_left_out_counted_and_shown(place: Place) ->
         ('user_id,amount,status,at\nu,1,"x"y,1\n', "line 2: it is not CSV"),
         ("user_id,amount,status,at\nu,much,completed,1483272000000\n", "line 2: amount: 'much' is not a number"),
         ('user_id,amount,status,at\n"u\n",1,completed,1483272000000\nu,,completed,1\n', "line 4: amount: '' is not"),
+        (
+            "user_id;amount;status;at\nu;1;completed;1483272000000\n",
+            "it has 'user_id;amount;status;at'; name them as the schema does, and separate them with commas",
+        ),
         ("user_id,user_id\nu,u\n", "its first line is not a list of different names"),
     ],
 )
@@ -227,6 +237,7 @@ def test_a_fault_in_csv_names_its_line(place: Place, content: str, said: str) ->
         (("purchases", "events.xml"), "events.xml has a format that is not known; give JSON lines"),
         (("purchases",), "give TOPIC and FILE"),
         (("--sample", "purchases", "purchases", "events.jsonl"), "give either it or FILE"),
+        (("--sample", "purchases", "--over", "99999d"), "--over 99999d begins before the year 1900"),
         (("--sample", "purchases", "--over", "long"), "--over: 'long' is not a duration"),
         (("purchases", "-", "--shift-to-now"), "standard input comes once; give a file"),
         (("--sample", "purchases", "other"), "stream purchases does not read topic 'other'"),

@@ -1,14 +1,17 @@
 """Commands that print rows, over one log, in terminals of several widths: nothing is broken, nothing stands out."""
 
+import time
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from rich.text import Text
 
 from tests.support.plans import SECOND, events
 from tests.support.terminal import WIDTHS, broken, cells, in_terminal, wider
 from tests.support.written import write_log
 from unskew.cli import main
+from unskew.cli.screen import phases
 from unskew.features.definitions.load import load
 
 LONG = [f"clicks_of_the_last_{n:02}_hours_{'x' * 35}" for n in range(1, 61)]
@@ -110,3 +113,19 @@ def test_a_few_wide_rows_take_few_lines(world: Path) -> None:
     # Before, it was 45.
     assert len(lines) <= 25
     assert not [line for line in lines if "\x1b" in line or "\t" in line]
+
+
+def test_a_bar_shows_no_total_where_none_is_known(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+
+    with phases("produce") as report:
+        for phase, done, total in (("reading", 3, 8), ("sent", 72, 0), ("sent", 126, 0)):
+            report(phase, done, total)
+            time.sleep(0.25)
+
+    shown = Text.from_ansi(capsys.readouterr().err).plain
+    assert "126/?" in shown
+    assert "/100" not in shown
+    assert "126/8" not in shown

@@ -17,7 +17,7 @@ NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 NOON_US = int(NOON.timestamp()) * 1_000_000
 HOUR_US = 3_600_000_000
 DEFINITION = """
-from unskew import Entity, Feature, FeatureView, Sliding, Stream, agg
+from unskew import Entity, Feature, FeatureView, Service, Sliding, Stream, agg
 
 shop = Entity("shop", key=["user_id", "shop_id"])
 sales = Stream("sales", topic="sales", schema="sale.avsc", event_time="event_time")
@@ -28,6 +28,7 @@ purchases = FeatureView(
         Feature("spend_1d", agg.sum("amount"), Sliding("1d"), description="Spent in a day"),
     ],
 )
+fraud = Service("fraud", features=["purchases:spend_1d"])
 """
 SCHEMA = {
     "type": "record",
@@ -162,6 +163,9 @@ VIEW = ("-f", "purchases", *FROM_LOG)
         (HEAD, VIEW, "wrong.csv has no rows; give at least one label"),
         ("", VIEW, "wrong.csv cannot be read as CSV: "),
         (HEAD + "007,1,2026-03-01T12:30:00Z,more,columns\n", VIEW, "wrong.csv cannot be read as CSV: "),
+        (HEAD + "007,1,2026-03-02T12:30:00Z\n", VIEW, 'set outside to "null" (--outside null), which'),
+        ("user_id,shop_id,at\n007,1,2026-03-01T12:30:00Z\n", VIEW, "the column that holds the instant as timestamp (--timestamp)"),
+        ("user_id,shop_id,event_timestamp,count_1d\n007,1,2026-03-01T12:30:00Z,1\n", VIEW, "set full_feature_names (--full-feature-names)"),
         (HEAD + "007,1,2026-03-02T12:30:00Z\n", VIEW, "1 of 1 labels are later than the log of purchases@1 is complete"),
         (HEAD + "007,1,2020-03-02T12:30:00Z\n", VIEW, "1 of 1 labels are earlier than the first event"),
         (HEAD + "007,1,2320-03-02T12:30:00Z\n", VIEW, "is not between the years 1900 and 2200"),
@@ -173,11 +177,12 @@ VIEW = ("-f", "purchases", *FROM_LOG)
         ("labels.csv", VIEW[:2], "give --definitions"),
         ("labels.csv", VIEW[:4], "give its folder as log"),
         ("labels.csv", ("-f", "purchase", *FROM_LOG), "there is no view 'purchase'; did you mean 'purchases'"),
+        ("labels.csv", ("-f", "fraud", *FROM_LOG, "--definitions", "definitions"), "no view 'fraud', but a service of this name; give --service fraud"),
         ("labels.csv", ("-f", "purchases:nope", *FROM_LOG), "no feature 'nope'"),
         ("labels.csv", (*VIEW, "--log", "nowhere"), "nowhere: there is no such folder"),
         ("labels.csv", (*VIEW, "--source", "events"), "give their folder as archive"),
-        ("labels.csv", (*VIEW, "--max-age", "soon"), "max_age: 'soon' is not a duration"),
-        ("labels.csv", (*VIEW, "-o", "there.parquet"), "there.parquet is there already; choose another name, or overwrite it"),
+        ("labels.csv", (*VIEW, "--max-age", "soon"), "--max-age: 'soon' is not a duration"),
+        ("labels.csv", (*VIEW, "-o", "there.parquet"), "there.parquet is there already; choose another name, or set overwrite (--overwrite)"),
         ("labels.csv", (*VIEW, "-o", "there.csv"), "there.csv: a training set is written as Parquet; call it there.parquet"),
         ("labels.csv", (*VIEW, "-o", "labels.csv", "--overwrite"), "-o labels.csv are the labels themselves"),
         ("labels.csv", (*VIEW, "--max-age", "2000000000d"), "is longer than 30,000 years"),
@@ -264,7 +269,7 @@ def test_a_service_names_the_columns_of_a_training_set_and_makes_it_again() -> N
 
 @pytest.mark.parametrize(("options", "message"), [
     (["--service", "model"], "the features of a service are in its definition: give --definitions"),
-    (["--service", "model", "--definitions", "definitions"], "there is no service 'model'; services are none"),
+    (["--service", "model", "--definitions", "definitions"], "there is no service 'model'; services are fraud"),
     (["--service", "model", "-f", "purchases", "--definitions", "definitions"], "-f and --service exclude each other"),
 ])  # fmt: skip
 def test_a_service_that_cannot_be_read_is_refused(options: list[str], message: str) -> None:

@@ -45,11 +45,19 @@ def test_duration_is_read_in_every_unit(text, expected_us):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "30", "d", "-1d", "1 fortnight", "1.5h", "1d!", timedelta(seconds=-1), True, None, "1" * 5000 + "d"]
+    "text", ["", "30", "d", "--1d", "1 fortnight", "1.5h", "1d!", "-", True, None, "1" * 5000 + "d"]
 )
 def test_what_is_no_duration_is_refused(text):
     with pytest.raises(DefinitionError, match=r"is not a duration; write a number and a unit"):
         duration_us(text)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [("-2s", "'-2s'"), ("- 1h30min", "'- 1h30min'"), (timedelta(seconds=-5), "'-5s'")]
+)
+def test_a_negative_duration_is_called_that(given, said):
+    with pytest.raises(DefinitionError, match=f"^{said} is negative; write a duration of zero or more"):
+        duration_us(given)
 
 
 @pytest.mark.parametrize("number", [30, 0, -1, 1.5, 10**400])

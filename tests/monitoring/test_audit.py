@@ -206,6 +206,22 @@ def test_events_that_were_archived_with_other_schemas_are_read_too(stored, redis
     assert report.views[0].events == 120
 
 
+def test_what_several_views_lack_is_said_once_and_other_things_apart(stored, redis_client):
+    (stored / "empty").mkdir()
+    other = replace(republished(CLICKS, name="swipes"), stream=replace(CLICKS.stream, topic="elsewhere"))
+    for one in (SECOND_VIEW, other):
+        write(stored, redis_client, one, EVENTS, archived=False)
+    plan = Plan(streams=PLAN.streams, views={"clicks": CLICKS, "taps": SECOND_VIEW, "swipes": other})
+
+    with pytest.raises(RequestError) as refused:
+        audit(plan, stored / "log", stored / "empty", samples=10, patience_s=0)
+
+    assert [fault.partition(" under ")[0] for fault in refused.value.faults] == [
+        "there are no archived events of topic stream",
+        "there are no archived events of topic elsewhere",
+    ]
+
+
 def test_without_an_archive_or_a_clock_nothing_is_claimed(stored, redis_client, redis_url):
     with pytest.raises(RequestError, match="no archived events of topic stream"):
         audit(PLAN, stored / "log", stored / "nowhere", samples=10, patience_s=0)

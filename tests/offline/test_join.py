@@ -223,7 +223,7 @@ LATER = """\
 (user 'u', event_timestamp 2017-07-14T02:41:00Z); leave them out, wait until"""
 EARLIER = """\
 1 of 1 labels are earlier than the first event that clicks@1 has seen, 2017-07-14T02:40:02Z; the first is row 0 \
-(user 'v', event_timestamp 2017-07-14T02:40:01.999999Z); leave them out, or set outside to "null\""""
+(user 'v', event_timestamp 2017-07-14T02:40:01.999999Z); leave them out, or set outside to "null" (--outside null)"""
 
 
 @pytest.mark.parametrize(("rows", "message"), [(OUTSIDE, LATER), (OUTSIDE[:1], EARLIER)])

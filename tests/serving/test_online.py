@@ -537,7 +537,9 @@ def test_full_feature_names_keep_columns_apart(redis_client):
     reader = OnlineReader(redis_client, views={plan.name: plan.published for plan in (VISITS, other)})
     both = ["visits:n_5min", "other:n_5min"]
 
-    with pytest.raises(RequestError, match="set full_feature_names, which gives columns view__feature"):
+    with pytest.raises(
+        RequestError, match=r"full_feature_names .--full-feature-names., which gives columns view__feature"
+    ):
         reader.read(both, [{"user": "a"}])
     answer = reader.read(both, [{"user": "a"}], full_feature_names=True)
 

@@ -1,12 +1,14 @@
 """The command line: ``unskew COMMAND``. A command's module is imported when the command runs, so help is fast."""
 
+import errno
 import importlib
+import sys
 import traceback
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from unskew.features.errors import DefinitionError, UnskewError
+from unskew.features.errors import UnskewError
 from unskew.features.extras import PIPELINE, lacking_of
 from unskew.features.nearest import nearest
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 INTERRUPTED = 130
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 
 
 class _Place(NamedTuple):
@@ -78,7 +81,7 @@ class _Failure(click.ClickException):
 
     def __init__(self, error: UnskewError) -> None:
         super().__init__(str(error))
-        self.faults = error.faults if isinstance(error, DefinitionError) else [str(error)]
+        self.faults = error.faults
 
     def show(self, file: Any = None) -> None:  # noqa: ARG002 - click's signature; it gives none
         from unskew.cli.screen import say
@@ -104,6 +107,18 @@ class _Misuse(click.UsageError):
 class _Commands(click.Group):
     """Commands by name, imported when they run."""
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        from unskew.cli.output import OutputLost, standard_output
+
+        try:
+            with standard_output():
+                return super().main(*args, **kwargs)
+        except OutputLost as error:
+            from unskew.cli.screen import say
+
+            say(f"error: {error}", err=True)
+            sys.exit(1)
+
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         try:
             return super().make_context(*args, **kwargs)
@@ -124,7 +139,8 @@ class _Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+        # A shell that completes a word shows what is found, and would show an error in the prompt.
+        if args and args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
             ctx.fail(f"there is no command {args[0]!r}; {nearest(args[0], COMMANDS, 'commands are')}")
         return super().resolve_command(ctx, args)
 
@@ -140,6 +156,7 @@ class _Commands(click.Group):
         return [*names, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def invoke(self, ctx: click.Context) -> Any:
+        from unskew.cli.output import OutputLost
         from unskew.cli.screen import escape_log_lines
 
         escape_log_lines()
@@ -157,11 +174,15 @@ class _Commands(click.Group):
             raise _Misuse(error.format_message(), error.ctx) from error
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)
-        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError, OutputLost):
             raise
         except Exception as error:
             if isinstance(error, OSError) and error.filename is not None:
                 said = UnskewError(f"{error.filename}: {error.strerror}; correct the path or its permissions")
+            elif isinstance(error, OSError) and error.errno in _NO_ROOM:
+                said = UnskewError(
+                    f"a file could not be written: {error.strerror}; make room where the command writes, and run it again"
+                )
             else:
                 said = _unexpected(error)
             raise _Failure(said) from error

@@ -7,6 +7,7 @@ import click
 
 from unskew import settings
 from unskew.cli import naming
+from unskew.cli.known import telling_services
 from unskew.cli.screen import bar, say
 from unskew.features.printing import printable
 
@@ -75,7 +76,8 @@ def backfill(
 
     addresses = settings.cluster_of(cluster, process)
     plan = load(*definitions)
-    wanted = [plan.views.find(name) for name in views]
+    with telling_services(views, plan, None):
+        wanted = [plan.views.find(name) for name in views]
     stop = threading.Event()
     with (
         stopping_on_signals(stop),

@@ -6,6 +6,7 @@ import click
 
 from unskew import settings
 from unskew.cli import naming
+from unskew.cli.known import telling_services
 from unskew.cli.screen import say
 
 
@@ -51,7 +52,8 @@ def baseline(view: str, log: Path, at: str | None, output: Path, overwrite: bool
     if not output.absolute().parent.is_dir():
         raise RequestError(f"{output}: there is no folder {output.absolute().parent}; make it first")
     root = existing_folder(log, "--log")
-    opened = ViewLog(root, with_logged(root, [view]).find(view))
+    with telling_services([view], None, root):
+        opened = ViewLog(root, with_logged(root, [view]).find(view))
     if at_us is None and (at_us := opened.complete_to_us) is None:
         raise RequestError(f"{opened.title} is not complete to any instant yet; run the pipeline")
     found = population_baseline(opened, at_us)

@@ -39,7 +39,12 @@ _SHOWN = 10
     is_flag=True,
     help="Also remove dead letters that cannot be read and in which so short a key cannot be looked for.",
 )
-@click.option("--dry-run", is_flag=True, help="Change nothing, and print where the entity is.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Change nothing, and print where the entity is. Pipelines must stand all the same: in files that one of them "
+    "replaces meanwhile, the entity could be missed.",
+)
 def erase(
     entity: str,
     keys: tuple[str, ...],

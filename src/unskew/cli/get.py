@@ -187,13 +187,22 @@ def _keys_by_name(entities: "Sequence[ViewEntity]", of: str, keys: tuple[str, ..
     if parts and all(equals and name in called for name, equals, _ in parts):
         given = {called[name]: value for name, _, value in parts}
         if len(given) == len(keys) and given.keys() == names.keys():
-            return {name: given[name] for name in names}
+            return _checked(entities, {name: given[name] for name in names})
     elif len(keys) == len(names) and len({one.keys for one in entities}) <= 1:
-        return dict(zip(names, keys, strict=True))
+        return _checked(entities, dict(zip(names, keys, strict=True)))
     wanted = " ".join(f"{name}=VALUE" for name in names)
     if not names:
         raise RequestError(f"{of} reads no view, so it takes no KEY; {len(keys)} given")
     raise RequestError(f"{of} takes the key{'s' if len(names) > 1 else ''} {', '.join(names)}; give {wanted}")
+
+
+def _checked(entities: "Sequence[ViewEntity]", given: dict[str, str]) -> dict[str, str]:
+    """Return the keys. Raises ``RequestError`` for one that no entity can have."""
+    from unskew.features.keys import OneEntity
+
+    for one in entities:
+        OneEntity.of(one, tuple(given[name] for name in one.keys))
+    return given
 
 
 def _inputs(given: list[tuple[str, str]], types: "Mapping[str, Type]", of: str) -> dict[str, Any]:

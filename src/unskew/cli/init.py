@@ -69,7 +69,7 @@ def init(folder: Path, template: str) -> None:
         raise RequestError(
             f"{folder}: the folder's name is that of the project, and {name!r} cannot be one; use letters, digits, '-', '_' and '.'"
         )
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and any(one.name != ".git" for one in folder.iterdir()):
         raise RequestError(f"{folder} is not empty; name a new folder")
     words = _TEMPLATES[template]
     root = files("unskew") / "templates"
@@ -88,7 +88,8 @@ def init(folder: Path, template: str) -> None:
             made.append(target.relative_to(folder))
     say(f"{folder} has {len(made)} files: {', '.join(str(path) for path in sorted(made))}")
     say("Next:")
-    say(f"  cd {folder}")
+    if folder.resolve() != Path.cwd():
+        say(f"  cd {folder}")
     say("  unskew dev --generate 'python generate.py --rate 20'   (see the features live)")
     say("  pytest                                                 (test them, without servers)")
     say("README.md says more.")

@@ -1,6 +1,7 @@
 """What is known of features where a command runs: from definitions, from a log, or from the registry in Redis."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from unskew.features.plan import Plan, StreamPlan
     from unskew.features.registry import Published
     from unskew.features.revision import Revision
+    from unskew.features.service import Service
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +86,40 @@ def plan_of(
         return logged_plan(log)
     on_demand = {one.name: one for one in last.content.on_demand}
     return replace(logged_plan(log, last.content.by_id), on_demand=on_demand)
+
+
+@contextmanager
+def telling_services(
+    named: Iterable[str], plan: "Plan | None", log: Path | None, remedy: str = "name one of its views, {views}"
+) -> Iterator[None]:
+    """Where there is no view of a name, but a service, say so and what to do: ``remedy``, of its ``{name}``.
+
+    Services are those of the definitions or, without any, what was applied last beside the log.
+    """
+    from unskew.features.errors import UnknownName
+
+    try:
+        yield
+    except UnknownName as error:
+        known = _services(plan, log) if error.kind == "view" else {}
+        # Another one of the names may be the one that there is not.
+        names = [name for one in named if (name := one.partition(":")[0]) in known and repr(name) in str(error)]
+        if not names:
+            raise
+        name = names[0]
+        views = dict.fromkeys(one.view for one in known[name].of_views if not one.reads)
+        said = remedy.format(name=name, views=" or ".join(views))
+        raise RequestError(f"there is no view {name!r}, but a service of this name; {said}") from error
+
+
+def _services(plan: "Plan | None", log: Path | None) -> "Mapping[str, Service]":
+    from unskew.settings import record_of
+    from unskew.sinks.record import Record
+
+    if plan is not None:
+        return plan.services
+    last = None if log is None else Record(record_of(None, log)).last()
+    return {} if last is None else {one.name: one for one in last.content.services}
 
 
 def models_of(folder: Path) -> "list[Model]":

@@ -7,6 +7,7 @@ import click
 
 from unskew import settings
 from unskew.cli import naming
+from unskew.cli.known import telling_services
 from unskew.cli.screen import Screen, say, say_json, styled
 
 if TYPE_CHECKING:
@@ -237,6 +238,8 @@ def _open(name: str, definitions: tuple[Path, ...], log_root: Path) -> "ViewLog"
     from unskew.offline.log_reader import ViewLog
     from unskew.offline.logged import with_logged
 
-    known = load(*definitions).published if definitions else None
+    plan = load(*definitions) if definitions else None
     root = existing_folder(log_root, "--log")
-    return ViewLog(root, with_logged(root, [name], known).find(name))
+    with telling_services([name], plan, root):
+        known = with_logged(root, [name], None if plan is None else plan.published)
+        return ViewLog(root, known.find(name))

@@ -7,6 +7,7 @@ import click
 
 from unskew import settings
 from unskew.cli import naming
+from unskew.cli.known import telling_services
 from unskew.cli.screen import phases, say
 from unskew.features.errors import RequestError
 
@@ -77,7 +78,8 @@ def materialize(
     assert until_us is not None
     expire_after_us = None if expire_after is None else settings.duration_us("--expire-after", expire_after)
     plan = load(*definitions)
-    chosen = [plan.views.find(name) for name in views] or list(plan.of_tables.views.values())
+    with telling_services(views, plan, None):
+        chosen = [plan.views.find(name) for name in views] or list(plan.of_tables.views.values())
     if not chosen:
         raise RequestError("there is no view over a table; define a Table and a FeatureView over it")
     owner = owner_of(f"materialize {', '.join(view.id for view in chosen)}", state)

@@ -172,7 +172,7 @@ def _follow(
             try:
                 look = watch.look(wall_us())
                 if first and look.refused:
-                    raise RequestError("\n".join(map(str, look.refused)))
+                    raise RequestError(list(dict.fromkeys(map(str, look.refused))))
                 _write(look, report)
             except UnskewError as error:
                 if first:

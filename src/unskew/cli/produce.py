@@ -115,6 +115,8 @@ def produce(
     with stopping_on_signals(stop):
         # Under the handlers: these imports take a while, and the order to stop may come meanwhile.
         from unskew.features.definitions.load import load
+        from unskew.features.errors import RequestError
+        from unskew.features.time import MIN_INSTANT_US
         from unskew.pipelines.kafka import sending
         from unskew.pipelines.kafka.client_settings import read_kafka_config
         from unskew.pipelines.producing.encoding import Encoder, wire_of
@@ -123,6 +125,8 @@ def produce(
         from unskew.pipelines.producing.sample import Span, sample_of
 
         over_us = settings.duration_us("--over", over)
+        if sample is not None and _present_us() - over_us < MIN_INSTANT_US:
+            raise RequestError(f"--over {over} begins before the year 1900, and events do not; give a shorter one")
         plan = load(*definitions)
         stream = stream_of(plan, sample or topic or "")
         name = topic_of(stream, topic)
@@ -146,7 +150,9 @@ def produce(
             most=rows,
             stamps=cast("Stamps", timestamps),
             skips=skip_bad,
-            remedy="correct it, or leave such rows out with --skip-bad",
+            remedy="this is a fault of unskew: report it with the schema"
+            if file is None
+            else "correct it, or leave such rows out with --skip-bad",
         )
         with phases(f"{source.name} to {name}") as report:
             if shift_to_now:

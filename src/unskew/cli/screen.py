@@ -77,10 +77,12 @@ def phases(title: str) -> Iterator[Callable[[str, int, int], None]]:
     with bar(
         TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     ) as shown:
-        task = shown.add_task(printable(title))
+        task = shown.add_task(printable(title), total=None)
 
         def report(phase: str, done: int, total: int) -> None:
-            shown.update(task, description=printable(f"{title}: {phase}"), completed=done, total=total or None)
+            # An update cannot take a total back that was known.
+            shown.tasks[0].total = total or None
+            shown.update(task, description=printable(f"{title}: {phase}"), completed=done)
 
         yield report
 

@@ -8,6 +8,7 @@ import click
 
 from unskew import settings
 from unskew.cli import naming
+from unskew.cli.known import telling_services
 from unskew.cli.screen import Screen, say, styled
 from unskew.features.errors import RequestError
 
@@ -152,6 +153,8 @@ def train(
     from unskew.offline.version_spans import candidates, each_version, newest_serving
     from unskew.store import FeatureStore
 
+    if max_age is not None:
+        settings.duration_us("--max-age", max_age)
     if output.exists() and labels.exists() and output.samefile(labels):
         raise RequestError(f"-o {output} are the labels themselves; choose another name")
     writable(output, overwrite=overwrite)
@@ -189,13 +192,14 @@ def train(
         else:
             on_demand = {} if plan is None else plan.on_demand
             known = None if plan is None else plan.published
-            if log is not None:
-                read = each_version(with_read(features, on_demand), spans)
-                known = with_logged(log, named_views(read), known)
-            assert known is not None
-            serving = Published(views=newest_serving(known, candidates(known, spans)), on_demand=on_demand)
-            references = _references(features, serving)
-            request = wanted(references, serving, full_feature_names=True)
+            with telling_services(features, plan, log, "give --service {name} in place of -f, and --definitions"):
+                if log is not None:
+                    read = each_version(with_read(features, on_demand), spans)
+                    known = with_logged(log, named_views(read), known)
+                assert known is not None
+                serving = Published(views=newest_serving(known, candidates(known, spans)), on_demand=on_demand)
+                references = _references(features, serving)
+                request = wanted(references, serving, full_feature_names=True)
         inputs = {} if request.on_request is None else request.on_request.inputs
         found = store.get_historical_features(
             read_labels(labels, [one.view for one in request.of_views], timestamp, inputs),

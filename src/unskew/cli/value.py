@@ -10,6 +10,7 @@ import click
 
 from unskew import settings
 from unskew.cli import naming
+from unskew.cli.known import telling_services
 from unskew.cli.screen import Screen, phases, say_json, styled
 from unskew.features.errors import RequestError
 from unskew.features.nearest import nearest
@@ -133,7 +134,8 @@ def value(
     if archive is not None:
         existing_folder(archive, "--archive")
     plan = load(*definitions) if definitions else None
-    asked, known = _asked(features, plan, log)
+    with telling_services(features, plan, log):
+        asked, known = _asked(features, plan, log)
     stop = threading.Event()
     with stopping_on_signals(stop), phases("value") as progress:
         found = values_of(

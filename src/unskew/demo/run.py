@@ -87,7 +87,7 @@ def run_demo(
         faults += _train(console, store, plan, topics, folders, seed=seed)
         faults += _audit(console, plan, folders, redis_url=redis.url, seed=seed)
         if faults:
-            raise DemoFailed("\n".join(faults))
+            raise DemoFailed(faults)
         console.print(
             f"\n[bold green]Everything agrees.[/] {time.monotonic() - began_s:.0f} s; output in {folders.root}",
             highlight=False,

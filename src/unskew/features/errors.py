@@ -7,7 +7,14 @@ _LONGEST_SHOWN = 100
 
 
 class UnskewError(Exception):
-    """The base of every error that unskew raises on purpose; its text says what is wrong, where, and what to do."""
+    """The base of every error that unskew raises on purpose; its text says what is wrong, where, and what to do.
+
+    ``faults``: each thing that is wrong, as a text of its own; the error's text has them below each other.
+    """
+
+    def __init__(self, faults: str | list[str] = "") -> None:
+        self.faults = [faults] if isinstance(faults, str) else faults
+        super().__init__("\n".join(self.faults))
 
 
 class DefinitionError(UnskewError):
@@ -18,8 +25,7 @@ class DefinitionError(UnskewError):
     """
 
     def __init__(self, faults: str | list[str]) -> None:
-        self.faults = [_printable(fault) for fault in ([faults] if isinstance(faults, str) else faults)]
-        super().__init__("\n".join(self.faults))
+        super().__init__([_printable(fault) for fault in ([faults] if isinstance(faults, str) else faults)])
 
 
 def shown(value: object) -> str:
@@ -29,6 +35,11 @@ def shown(value: object) -> str:
     # A number of thousands of digits, a structure of any depth, an object of the user's own.
     except Exception as error:  # noqa: BLE001
         return f"a value of type {type(value).__name__} that cannot be shown ({type(error).__name__})"
+    return cut(text)
+
+
+def cut(text: str) -> str:
+    """Return at most the first 100 characters of a text, for a message."""
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 

@@ -90,7 +90,7 @@ def sharing(column: str, who: str, with_what: str = "") -> RequestError:
     """Return the error that features, or one and something else, would have the same column."""
     return RequestError(
         f"{who} would share the column {column!r}{with_what}; "
-        "set full_feature_names, which gives columns view__feature (--full-feature-names)"
+        "set full_feature_names (--full-feature-names), which gives columns view__feature"
     )
 
 

@@ -67,6 +67,10 @@ def duration_us(duration: str | timedelta) -> int:
     else:
         n_us = -1
     if n_us < 0:
+        is_negative = isinstance(duration, timedelta) or (isinstance(duration, str) and duration.strip()[:1] == "-")
+        if is_negative and (isinstance(duration, timedelta) or _DURATION.fullmatch(duration.replace(" ", "")[1:])):
+            said = f"-{format_duration(-n_us)}" if isinstance(duration, timedelta) else duration
+            raise DefinitionError(f"{said!r} is negative; write a duration of zero or more")
         if isinstance(duration, (int, float)) and not isinstance(duration, bool):
             raise DefinitionError(
                 f"{shown(duration)} has no unit; write a duration as text, for example '30s' or '5min'"

@@ -130,13 +130,14 @@ def audit(
             result.unaudited += reach.unaudited(_covered_us(log))
         except (RequestError, LayoutError) as error:
             refused.append(error)
-    report.refusals = [str(error) for error in refused]
+    # Views of one stream may lack the same thing.
+    report.refusals = list(dict.fromkeys(str(error) for error in refused))
     if report.differences:
         return report
     if len(refused) == 1:
         raise refused[0]
     if refused:
-        raise RequestError("\n".join(report.refusals))
+        raise RequestError(report.refusals)
     _refuse_too_late(report, ends_us, since_us)
     _refuse_vacuous(report, ends_us, online=redis_source is not None)
     return report

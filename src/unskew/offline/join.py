@@ -186,7 +186,8 @@ def historical_features(
             )
     if taken := [column for column in columns if column in labels.names]:
         raise RequestError(
-            f"a feature would replace the label column {taken[0]!r}; rename that, or set full_feature_names"
+            f"a feature would replace the label column {taken[0]!r}; rename that, or "
+            "set full_feature_names (--full-feature-names), which gives columns view__feature"
         )
     names = [name for one in asked for name in (one.column, *([f"{one.column}__status"] if with_status else []))]
     names += [f"{named}__version" for named in spanned]
@@ -446,7 +447,7 @@ def _instants(labels: Given, timestamp: str) -> _Instants:
     if timestamp not in labels.names:
         raise RequestError(
             f"the labels have no column {timestamp!r}; {nearest(timestamp, labels.names, 'their columns are')}; "
-            "name the column that holds the instant with timestamp="
+            "name the column that holds the instant as timestamp (--timestamp)"
         )
     column = labels.column(timestamp)
     dtype = column.dtype
@@ -530,7 +531,7 @@ def _refuse_outside(status: Codes, log: AnyLog, labels: Given, timestamp: str) -
             raise RequestError(
                 f"{int(these.sum())} of {len(these)} labels are {text}, {format_instant(bound)}; the first is row {row} "
                 f"({_keys_text(log.view, labels, row)}, {timestamp} {shown(instant)}); leave them out"
-                f'{", wait until the pipeline is there" if each == Statuses.after_log else ""}, or set outside to "null", '
+                f'{", wait until the pipeline is there" if each == Statuses.after_log else ""}, or set outside to "null" (--outside null), '
                 f"which gives them nulls and the status {each.name}"
             )
 

@@ -353,7 +353,7 @@ def writable(path: "str | Path", *, overwrite: bool) -> Path:
         )
     for there in (target, manifest_path(target)):
         if there.exists() and not overwrite:
-            raise RequestError(f"{there} is there already; choose another name, or overwrite it")
+            raise RequestError(f"{there} is there already; choose another name, or set overwrite (--overwrite)")
     return target
 
 

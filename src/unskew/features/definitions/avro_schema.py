@@ -8,6 +8,8 @@ import fastavro
 import polars as pl
 from fastavro.schema import SchemaParseException, UnknownType
 
+from unskew.features.nearest import nearest
+
 TIMESTAMP = pl.Datetime("us", "UTC")
 
 _PRIMITIVES: Mapping[str, pl.DataType] = {
@@ -102,7 +104,12 @@ def record_faults(schema: Mapping[str, Any]) -> list[str]:
         return ['a type of the Avro schema is null without quotes; write it in quotes, for example ["null", "double"]']
     try:
         fastavro.parse_schema(dict(schema), expand=False)
-    except (SchemaParseException, UnknownType) as error:
+    except UnknownType as error:
+        known = ["null", *_PRIMITIVES, "record", "enum", "array", "map", "fixed"]
+        return [
+            f"the Avro schema is not valid: there is no type {error.name!r}; {nearest(str(error.name), known, 'types are')}"
+        ]
+    except SchemaParseException as error:
         return [f"the Avro schema is not valid: {error}"]
     # A schema of an unexpected shape may make fastavro raise anything.
     except Exception as error:  # noqa: BLE001

@@ -194,7 +194,8 @@ def _from_python(path: Path, root: Path) -> list[Definition]:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
-        with _importing_from(path.resolve().parent, root.resolve()):
+        # Standard output is the command's own: what the file prints is no part of it.
+        with _importing_from(path.resolve().parent, root.resolve()), contextlib.redirect_stdout(sys.stderr):
             spec.loader.exec_module(module)
     except DefinitionError as error:
         raise DefinitionError([f"{path}: {fault}" for fault in error.faults]) from error
@@ -249,7 +250,7 @@ def _from_yaml(path: Path, faults: list[str]) -> list[Definition]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = str(path) if mark is None else f"{path}:{mark.line + 1}"
-        raise DefinitionError(f"{place}: it is not YAML: {' '.join(str(error).split())}") from error
+        raise DefinitionError(f"{place}: it is not YAML: {_said_of(error)}") from error
     definitions: list[Definition] = []
     for number, document in enumerate(documents):
         if document is None:
@@ -263,6 +264,11 @@ def _from_yaml(path: Path, faults: list[str]) -> list[Definition]:
             part = document_parts(text)[number]
             faults += [f"{path}:{line_of(part, _after_name(document, fault))}: {fault}" for fault in of_form]
     return definitions
+
+
+def _said_of(error: yaml.YAMLError) -> str:
+    """Return an error of YAML in one line; the text has no file for it, whose name stands before it already."""
+    return " ".join(str(error).replace(' in "<unicode string>",', " in").split())
 
 
 def _after_name(document: Any, fault: str) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 
 import fastavro
 
-from unskew.features.errors import shown
 from unskew.features.nearest import nearest
 from unskew.pipelines.producing import scalars
 from unskew.pipelines.producing.scalars import INT32, INT64, Fit, Unfit, big_endian, not_a
@@ -116,7 +115,7 @@ class _Types:
             try:
                 found = big_endian(units(value), size)
             except OverflowError as error:
-                raise Unfit(f"{shown(scalars.plain(value))} does not fit {size} bytes") from error
+                raise Unfit(f"{scalars.written(value)} does not fit {size} bytes") from error
             return _long(found) if size is None else found
 
         return fit
@@ -128,7 +127,9 @@ class _Types:
             if not isinstance(value, str):
                 raise not_a(value, f"one of {', '.join(symbols)}")
             if value not in known:
-                raise Unfit(f"{shown(value)} is not a symbol of the schema; {nearest(value, symbols, 'they are')}")
+                raise Unfit(
+                    f"{scalars.written(value)} is not a symbol of the schema; {nearest(value, symbols, 'they are')}"
+                )
             return value if self._as_json else known[value]
 
         return fit

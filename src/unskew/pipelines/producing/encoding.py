@@ -11,7 +11,7 @@ import msgspec
 from unskew.features.definitions.avro_schema import AvroField, avro_fields
 from unskew.features.definitions.inputs import Path, flat_avro, names_along, row_of
 from unskew.features.definitions.json_schema import json_fields
-from unskew.features.errors import RequestError
+from unskew.features.errors import RequestError, shown
 from unskew.features.plan import StreamPlan
 from unskew.pipelines.decoding.branching import Target
 from unskew.pipelines.decoding.resolve import Incompatible
@@ -22,6 +22,7 @@ from unskew.pipelines.producing.event_time import EventTime
 from unskew.pipelines.producing.scalars import INT64, Fit, Unfit, big_endian, integer, string
 
 _COLUMN = "column"
+_SHOWN_COLUMNS = 8
 _KEY_BYTES = {"int64": 8, "int32": 4}
 _written_json = msgspec.json.Encoder(decimal_format="number").encode
 
@@ -78,14 +79,14 @@ class Encoder:
 
     def event_us(self, row: Row) -> int:
         """Return the event time of a row in microseconds. Raises ``Unfit``."""
-        return self._us(_found(self._placed(row), self._at))
+        return self._us(_found(self._placed(row), self._at), row)
 
     def event(self, row: Row, shift_us: int = 0) -> Event:
         """Return the event that a row is, with its event time moved. Raises ``Unfit``."""
         stream = self._stream
         message = self._placed(row)
         raw = _found(message, self._at)
-        event_us = self._us(raw) + shift_us
+        event_us = self._us(raw, row) + shift_us
         if shift_us or self._time.is_other(raw):
             _put(message, self._at, self._time.value(event_us))
         value = self._wire.fit(message)
@@ -113,13 +114,26 @@ class Encoder:
             return found[0].encode() if found else None
         return "|".join(quote(text, safe="") for text in found).encode()
 
-    def _us(self, raw: Any) -> int:
+    def _us(self, raw: Any, row: Row) -> int:
+        missing = raw is None or (self._text and raw == "")
+        if missing and row and not any(map(self._is_known, row)):
+            columns = list(self._stream.columns)
+            more = " and more" if len(columns) > _SHOWN_COLUMNS else ""
+            separated = ", and separate them with commas (in a .tsv file with tabs)" if self._text else ""
+            raise Unfit(
+                f"none of its fields is one of the stream's, which are {', '.join(columns[:_SHOWN_COLUMNS])}{more}; it has "
+                f"{', '.join(map(shown, list(row)[:_SHOWN_COLUMNS]))}; name them as the schema does{separated}"
+            )
         try:
-            if raw is None or (self._text and raw == ""):
+            if missing:
                 raise Unfit("it is missing or null, and every event needs its event time")  # noqa: TRY301
             return self._time.us(raw)
         except Unfit as fault:
             raise Unfit(fault.reason, self._at) from fault
+
+    def _is_known(self, name: str) -> bool:
+        names = self._wire.names
+        return name in self._elsewhere or name in self._stream.paths or name in names or name.partition(".")[0] in names
 
     def _placed(self, row: Row) -> dict[str, Any]:
         """Return what a message is made of: a row without the columns of key and headers, and nested."""

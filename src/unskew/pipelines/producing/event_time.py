@@ -7,7 +7,6 @@ from zoneinfo import ZoneInfo
 
 import polars as pl
 
-from unskew.features.errors import shown
 from unskew.features.plan import ReadAs
 from unskew.features.time import MAX_INSTANT_US, MIN_INSTANT_US, SECOND_US, format_instant, instant_us, moment_of
 from unskew.pipelines.producing import scalars
@@ -34,7 +33,7 @@ class EventTime:
         """Return the microseconds that a value means. Raises ``Unfit`` if it means no instant that a clock reaches."""
         found = self._us(value)
         if not MIN_INSTANT_US <= found < MAX_INSTANT_US:
-            raise Unfit(f"the event time {shown(scalars.plain(value))} is outside the years 1900 to 2200")
+            raise Unfit(f"the event time {scalars.written(value)} is outside the years 1900 to 2200")
         return found
 
     def value(self, us: int) -> Any:

@@ -103,23 +103,24 @@ def shift_by(job: Job, now_us: Callable[[], int], stop: Flag) -> Job:
         raise RequestError(
             "--shift-to-now reads the events twice, first to find the latest one, and standard input comes once; give a file"
         )
-    sent, least = Sent(), None
+    sent, least, first = Sent(), None, ""
     for rows in _pieces(job, sent):
         for row in rows:
             if stop.is_set():
                 return job
-            if row.fault:
-                continue
             try:
+                if row.fault:
+                    raise Unfit(row.fault)  # noqa: TRY301
                 event_us = job.encoder.event_us(row.values)
-            except Unfit:
+            except Unfit as unfit:
                 # The row is refused when it is sent.
+                first = first or f": {row.place}: {unfit}"
                 continue
             due_us = 0 if job.rate is None else int(sent.handed_over / job.rate * SECOND_US)
             least = due_us - event_us if least is None else min(least, due_us - event_us)
             sent.handed_over += 1
     if least is None:
-        raise RequestError(f"{job.source.name} has no event with an event time, so there is nothing to shift")
+        raise RequestError(f"{job.source.name} has no event with an event time, so there is nothing to shift{first}")
     return replace(job, shift_us=now_us() + least)
 
 
@@ -186,7 +187,9 @@ def _records(job: Job, rows: Sequence[Row], sender: Sender, sent: Sent) -> tuple
             continue
         said = f"{job.source.name}, {row.place}: {fault}"
         if not job.skips:
-            error = RequestError(f"{said}; {job.remedy}")
+            question = said.endswith("?")
+            remedy = f"{job.remedy[:1].upper()}{job.remedy[1:]}" if question else job.remedy
+            error = RequestError(f"{said}{'' if question else ';'} {remedy}")
             break
         sent.skipped += 1
         if len(sent.faults) < SHOWN_FAULTS:

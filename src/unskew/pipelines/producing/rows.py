@@ -21,6 +21,7 @@ from unskew.features.errors import RequestError
 from unskew.pipelines.history.inputs import inputs_of
 
 STDIN = "-"
+NOT_UTF8 = "it has bytes that are not text in UTF-8; write the file in UTF-8"
 _PIECE = 1 << 18
 _PIECE_ROWS = 2_000
 _LONGEST_LINE = 1 << 26
@@ -105,7 +106,9 @@ def _of_line(number: int, line: bytes) -> Row:
     place = f"line {number}"
     try:
         found = _parsed(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UnicodeDecodeError:
+        return Row(place, {}, NOT_UTF8)
+    except (msgspec.DecodeError, RecursionError) as error:
         return Row(place, {}, f"it is not JSON ({error})")
     if not isinstance(found, dict):
         return Row(place, {}, "it is not a JSON object; write each event as one, with the fields of the schema")
@@ -161,7 +164,9 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
                 return
             with gzip.open(file) as inside:
                 yield cast("BinaryIO", inside)
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path} cannot be read: {NOT_UTF8}") from error
+    except (OSError, EOFError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise RequestError(f"{path} cannot be read ({why}); correct the file") from error
 

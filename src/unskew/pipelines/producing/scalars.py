@@ -6,21 +6,23 @@ gives for a column of a file. A time without an offset is UTC.
 
 import base64
 import binascii
+import contextlib
 import datetime as dt
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from decimal import Context, Decimal, InvalidOperation
 from typing import Any
 
 import msgspec
 
-from unskew.features.errors import shown
-from unskew.features.time import SECOND_US, instant_us
+from unskew.features.errors import cut, shown
+from unskew.features.time import SECOND_US, format_instant, instant_us
 
 INT32 = (-(2**31), 2**31 - 1)
 INT64 = (-(2**63), 2**63 - 1)
 _parsed_json = msgspec.json.Decoder(float_hook=Decimal).decode
+_as_json = msgspec.json.Encoder(decimal_format="number").encode
 _EPOCH_DAY = dt.date(1970, 1, 1).toordinal()
 _WORDS = {"true": True, "false": False}
 _UNUSUAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -51,12 +53,21 @@ def not_a(value: Any, kind: str) -> Unfit:
     """Return the refusal of a value that is not of a kind."""
     if value is None:
         return Unfit(f"it is null, and the schema has {kind}")
-    return Unfit(f"{shown(plain(value))} is not {kind}")
+    return Unfit(f"{written(value)} is not {kind}")
 
 
-def plain(value: Any) -> Any:
-    """Return a value as people write it."""
-    return float(value) if type(value) is Decimal and math.isfinite(value) and abs(value.adjusted()) < 300 else value
+def written(value: Any) -> str:
+    """Return a value as files have it, for a message: at most 100 characters, and texts in quotes."""
+    if isinstance(value, Decimal):
+        return cut(str(value))
+    if isinstance(value, dt.datetime):
+        return format_instant(value)
+    if isinstance(value, (dt.date, dt.time)):
+        return value.isoformat()
+    if value is None or isinstance(value, (bool, list, Mapping)):
+        with contextlib.suppress(Exception):
+            return cut(_as_json(value).decode())
+    return shown(value)
 
 
 def number(value: Any, kind: str, *, text: bool) -> Decimal | int:
@@ -104,14 +115,14 @@ def real(kind: str, *, text: bool, unusual: bool, short: bool = False) -> Fit:
         else:
             found = float(number(value, kind, text=text))
             if math.isinf(found):
-                raise Unfit(f"{shown(value)} does not fit {kind}")
+                raise Unfit(f"{written(value)} does not fit {kind}")
         if not unusual and not math.isfinite(found):
             raise not_a(value, kind)
         if short and math.isfinite(found):
             try:
                 struct.pack("<f", found)
             except OverflowError as error:
-                raise Unfit(f"{shown(plain(value))} does not fit {kind}") from error
+                raise Unfit(f"{written(value)} does not fit {kind}") from error
         return found
 
     return fit
@@ -153,7 +164,7 @@ def octets(kind: str, size: int | None = None) -> Fit:
             try:
                 value = base64.b64decode(value, validate=True)
             except (binascii.Error, ValueError) as error:
-                raise Unfit(f"{shown(value)} is not {kind}; write bytes in base64") from error
+                raise Unfit(f"{written(value)} is not {kind}; write bytes in base64") from error
         if not isinstance(value, bytes):
             raise not_a(value, kind)
         if size is not None and len(value) != size:
@@ -170,9 +181,9 @@ def unscaled(kind: str, precision: int, scale: int) -> Fit:
         # A decimal that is written as text has all its digits, whatever reads it.
         found = _EXACT.scaleb(Decimal(number(value, kind, text=True)), scale)
         if found.adjusted() >= precision:
-            raise Unfit(f"{shown(plain(value))} has more than {precision - scale} digits before the point")
+            raise Unfit(f"{written(value)} has more than {precision - scale} digits before the point")
         if found != found.to_integral_value():
-            raise Unfit(f"{shown(plain(value))} has more than {scale} digits after the point")
+            raise Unfit(f"{written(value)} has more than {scale} digits after the point")
         return int(found)
 
     return fit
@@ -188,7 +199,7 @@ def day(kind: str) -> Fit:
             try:
                 return dt.date.fromisoformat(value).toordinal() - _EPOCH_DAY
             except ValueError as error:
-                raise Unfit(f"{shown(value)} is not {kind}; write it as in 2026-01-31") from error
+                raise Unfit(f"{written(value)} is not {kind}; write it as in 2026-01-31") from error
         if type(value) is int and INT32[0] <= value <= INT32[1]:
             return value
         raise not_a(value, kind)
@@ -204,7 +215,7 @@ def time_of_day(kind: str, per_second: int) -> Fit:
             try:
                 value = dt.time.fromisoformat(value)
             except ValueError as error:
-                raise Unfit(f"{shown(value)} is not {kind}; write it as in 13:45:00") from error
+                raise Unfit(f"{written(value)} is not {kind}; write it as in 13:45:00") from error
         if isinstance(value, dt.time):
             us = ((value.hour * 60 + value.minute) * 60 + value.second) * SECOND_US + value.microsecond
             return us * per_second // SECOND_US
@@ -244,7 +255,7 @@ def of_cell(value: Any) -> Any:
     try:
         return _parsed_json(value)
     except msgspec.DecodeError as error:
-        raise Unfit(f"{shown(value)} is not JSON, as which a cell holds an array, a map or a record") from error
+        raise Unfit(f"{written(value)} is not JSON, as which a cell holds an array, a map or a record") from error
 
 
 def us_of(value: Any, kind: str = "an instant") -> int:
@@ -253,7 +264,7 @@ def us_of(value: Any, kind: str = "an instant") -> int:
         try:
             return instant_us(value)
         except ValueError as error:
-            raise Unfit(f"{shown(value)} is not {kind}; write it as in 2026-01-31T12:00:00Z") from error
+            raise Unfit(f"{written(value)} is not {kind}; write it as in 2026-01-31T12:00:00Z") from error
     raise not_a(value, kind)
 
 
