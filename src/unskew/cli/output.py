@@ -49,7 +49,7 @@ def _lost() -> Iterator[None]:
 def standard_output() -> Iterator[None]:
     """Let ``OutputLost`` come of a standard output that fails, at the latest at the end."""
     before = sys.stdout
-    if before is None:  # pyright: ignore[reportUnnecessaryComparison] - it is, if the caller has closed it
+    if before is None:  # The caller has closed it.
         yield
         return
     watched: Any = _Watched(before)
