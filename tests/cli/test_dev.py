@@ -19,15 +19,20 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from confluent_kafka import Consumer, TopicPartition
 
 from tests.support.commands import printed
 from tests.support.recovery.processes import free_port
 from unskew import Derived, Entity, Feature, FeatureView, OnDemand, Sliding, Stream, agg
 from unskew.cli import main
 from unskew.cli.developing import interrupted, numbered
+from unskew.cli.feeding import Feeds, Origin
+from unskew.cli.keeping import kept
+from unskew.demo.embedded import EmbeddedBroker
+from unskew.features.definitions.compile import compile
 from unskew.features.definitions.load import load_definitions
 from unskew.features.definitions.vocabulary import Definition
-from unskew.features.errors import DefinitionError
+from unskew.features.errors import DefinitionError, RequestError, UnskewError
 from unskew.features.planning import Asked, planned
 from unskew.features.revision import Content
 
@@ -345,3 +350,39 @@ def test_a_view_that_comes_back_is_a_new_version() -> None:
         "spending@2",
         "asked@1",
     }
+
+
+# Events of a command, and a folder that is kept
+
+
+def test_a_command_that_has_ended_is_not_run_again_when_something_is_saved(
+    tmp_path: Path, mock_broker: EmbeddedBroker
+) -> None:
+    instant = time.time_ns() // 1_000_000
+    (tmp_path / "events.jsonl").write_text(f'{{"user_id": "u-1", "amount": 2.5, "event_time": {instant}}}\n' * 10)
+    mock_broker.create_topic("events", 1)
+    said: list[str] = []
+    feeds = Feeds(
+        mock_broker.bootstrap, Origin(sample=None, command=f"cat {tmp_path}/events.jsonl; exit 3"), said.append
+    )
+    plan = compile(*defined())
+
+    feeds.follow(plan)
+    until(lambda: said)
+    feeds.leave(compile(*defined("2h")))
+    feeds.follow(plan)
+    feeds.end()
+
+    assert len(said) == 1
+    assert "has ended with exit status 3, after 10 events; it does not begin again" in said[0]
+    consumer = Consumer({"bootstrap.servers": mock_broker.bootstrap, "group.id": "recount"})
+    assert consumer.get_watermark_offsets(TopicPartition("events", 0), timeout=10) == (0, 10)
+    consumer.close()
+
+
+def test_a_folder_whose_pipeline_failed_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UnskewError, match="gone"), kept(tmp_path / "kept"):
+        raise UnskewError("records are gone")
+
+    with pytest.raises(RequestError, match=r"ended with an error.*name a new folder"), kept(tmp_path / "kept"):
+        pass

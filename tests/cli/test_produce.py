@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -296,6 +296,29 @@ def test_a_record_that_the_broker_refuses_is_an_error_that_says_how_many_it_has(
     assert "did not take 1 records" in done.output
     assert "Message size too large" in done.output
     assert "1 event was sent before" in done.output
+
+
+def test_a_broker_in_memory_gets_no_event_that_could_push_others_out(place: Place, mock_broker: EmbeddedBroker) -> None:
+    mock_broker.create_topic(place.topic, 1)
+    there = replace(place, bootstrap=mock_broker.bootstrap)
+    huge = {**GOOD, "status": "x" * 3_000_000}
+
+    done = there.call(there.topic, there.lines([GOOD, huge]), "--create-topic", "1")
+
+    assert done.exit_code == 1
+    assert re.search(r"line 2: it has 3,000,\d\d\d bytes as a message, .* takes 1,000,000 at most", done.output)
+    assert "1 event was sent before" in done.output
+
+
+def test_a_broker_in_memory_does_not_create_a_topic_and_that_is_said_at_once(
+    place: Place, mock_broker: EmbeddedBroker
+) -> None:
+    there = replace(place, bootstrap=mock_broker.bootstrap)
+
+    done = there.call(there.topic, there.lines([GOOD]), "--create-topic", "1")
+
+    assert done.exit_code == 1
+    assert "creates no topics when it is asked to" in done.output
 
 
 def test_lines_from_standard_input_are_sent_as_they_come_and_ctrl_c_ends_it(place: Place) -> None:

@@ -152,6 +152,30 @@ def test_a_partition_keeps_its_newest_five_mebibytes_as_sent(mock_broker):
     assert _watermarks(mock_broker, "compressed") == (0, 8_000)
 
 
+def test_what_is_sent_while_the_broker_is_held_is_there_in_order_once_it_is_released(mock_broker):
+    mock_broker.create_topic("held", 1)
+    mock_broker.hold()
+    values = [b"%05d" % number for number in range(5_000)]
+    sending = threading.Thread(target=_produce, args=(mock_broker, "held", values))
+    sending.start()
+    sending.join(1.0)
+    assert _watermarks(mock_broker, "held") == (0, 0)
+
+    mock_broker.release()
+    sending.join(30.0)
+
+    assert _watermarks(mock_broker, "held") == (0, 5_000)
+    consumer = Consumer({"bootstrap.servers": mock_broker.bootstrap, "group.id": "held"})
+    consumer.assign([TopicPartition("held", 0, 0)])
+    found = []
+    while len(found) < 5_000:
+        messages = consumer.consume(5_000, 10.0)
+        assert messages
+        found += [message.value() for message in messages]
+    consumer.close()
+    assert found == values
+
+
 def test_redis_answers_and_is_gone_after_its_block():
     with EmbeddedRedis() as server:
         client = redis.Redis.from_url(server.url)

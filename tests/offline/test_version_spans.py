@@ -8,13 +8,19 @@ from typing import Any
 import polars as pl
 import pytest
 from click.testing import CliRunner
+from msgspec.structs import replace
 
 from tests.support.plans import DAY, HOUR, Wanted, republished, sliding, view
 from tests.support.updates import closing
 from unskew import FeatureStore, LayoutError, RequestError
 from unskew.cli import main
+from unskew.cli.applying import next_revision
 from unskew.features.plan import Plan, ViewPlan
+from unskew.features.revision import Content
+from unskew.features.versions import Versions
+from unskew.offline.logged import all_logged, with_logged
 from unskew.offline.manifest import Manifest
+from unskew.sinks.record import Record
 from unskew.sinks.tables.checksum import read_json
 from unskew.sinks.tables.kinds import LogTable
 from unskew.sinks.tables.layout import shards_file, view_root
@@ -289,3 +295,31 @@ def test_a_feature_that_one_version_lacks_and_a_label_outside_are_named(log: Pat
     taken = labels(2).with_columns(spend__version=pl.lit(1))
     with pytest.raises(RequestError, match="would replace the label column 'spend__version'"):
         FeatureStore(PLAN, log=log).get_historical_features(taken, ["spend:n"], versions={"spend": [1, 2]})
+
+
+def test_a_bare_name_means_the_version_that_serves_by_the_record_beside_the_log(
+    log: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    log = log.rename(tmp_path_factory.mktemp("deployment") / "log")
+    views = tuple(all_logged(log).values())
+    content = Content(views=views, serves={"spend": 1})
+    Record(log.with_name("registry")).append(next_revision(None, content, ["+ view spend@1"], command="apply"))
+
+    assert with_logged(log, ["spend"]).find("spend").id == "spend@1"
+    done = CliRunner().invoke(main, ["log", "stats", "spend", "--log", str(log)])
+    assert (done.exit_code, "spend@1" in done.output) == (0, True), done.output
+
+
+def test_a_definition_means_the_version_as_which_it_was_applied(
+    log: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    log = log.rename(tmp_path_factory.mktemp("deployment") / "log")
+    logged = all_logged(log)
+    content = Content(views=tuple(logged.values()), serves={"spend": 2})
+    Record(log.with_name("registry")).append(next_revision(None, content, ["+ view spend@2"], command="dev"))
+    written = Versions([replace(logged["spend@2"], version=1)])
+    other = Versions([replace(logged["spend@1"], version=1)])
+
+    assert with_logged(log, ["spend"], written).find("spend").id == "spend@2"
+    same = logged["spend@1"].state_fingerprint == logged["spend@2"].state_fingerprint
+    assert with_logged(log, ["spend"], other).find("spend").id == ("spend@2" if same else "spend@1")

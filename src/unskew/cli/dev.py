@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +15,7 @@ from unskew.features.errors import RequestError
 from unskew.features.extras import needed
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from unskew.cli.feeding import Origin
     from unskew.features.plan import Plan
     from unskew.pipelines.deployment import Deployment
 
@@ -121,14 +121,24 @@ def dev(
             epoch_s=_EPOCH_S,
             # The topics of a folder that is kept are made again by another broker.
             adopt_topic_ids=True,
+            # The broker keeps little, so all that it has is fetched at once.
+            config={"queued.min.messages": 10_000_000, "queued.max.messages.kbytes": 1_000_000},
         )
         deployment.check(plan.of_topics)
         deployment.log.mkdir(parents=True, exist_ok=True)
         make_topics_again(broker, deployment.state)
-        _introduce(console, deployment, plan, paths, url=f"http://{in_url(host, port)}", stays=keep is not None)
         display = stack.enter_context(Display(console, every_s=_LINE_EVERY_S))
         feeds = Feeds(broker.bootstrap, origin, display.note)
-        development = Development(paths=paths, deployment=deployment, broker=broker, feeds=feeds, display=display)
+        url = f"http://{in_url(host, port)}"
+
+        def ready() -> None:
+            for line in _introduction(deployment, plan, paths, origin, url=url, stays=keep is not None):
+                display.note(line)
+
+        display.note(f"starting, with pages at {url}: what is where follows once the pipeline reads")
+        development = Development(
+            paths=paths, deployment=deployment, broker=broker, feeds=feeds, display=display, ready=ready
+        )
         stack.enter_context(development.begun(definitions))
         making = Making(
             redis_url=redis.url,
@@ -150,11 +160,11 @@ def _default() -> tuple[Path, ...]:
     return (_DEFINITIONS,)
 
 
-def _introduce(
-    console: "Console", deployment: "Deployment", plan: "Plan", paths: tuple[Path, ...], *, url: str, stays: bool
-) -> None:
-    """Print what is where, and what to try."""
-    for line in (
+def _introduction(
+    deployment: "Deployment", plan: "Plan", paths: tuple[Path, ...], origin: "Origin", *, url: str, stays: bool
+) -> list[str]:
+    """Return the lines that say what is where, and what to try."""
+    return [
         f"pages and HTTP  {url}",
         f"Kafka           {deployment.bootstrap} (in memory: it ends with this command)",
         f"Redis           {deployment.redis_url}",
@@ -162,32 +172,36 @@ def _introduce(
         f"definitions     {', '.join(map(str, paths))}: saved files are taken up",
         "",
         "In another terminal:",
-        *(f"  {line}" for line in _to_try(deployment, plan, paths, url)),
+        *(f"  {line}" for line in _to_try(deployment, plan, paths, origin, url)),
         "",
         "Ctrl-C ends it.",
         "",
-    ):
-        console.print(line, soft_wrap=True)
+    ]
 
 
-def _to_try(deployment: "Deployment", plan: "Plan", paths: tuple[Path, ...], url: str) -> Iterator[str]:
+def _to_try(
+    deployment: "Deployment", plan: "Plan", paths: tuple[Path, ...], origin: "Origin", url: str
+) -> Iterator[str]:
     places = {
         "UNSKEW_BOOTSTRAP_SERVERS": deployment.bootstrap,
         "UNSKEW_REDIS_URL": deployment.redis_url,
         "UNSKEW_LOG": str(deployment.log),
+        "UNSKEW_ARCHIVE": str(deployment.archive),
+        "UNSKEW_DEFINITIONS": os.pathsep.join(str(path.absolute()) for path in paths),
     }
     for name, place in places.items():
         yield f"export {name}={shlex.quote(place)}"
     view = next(iter(plan.of_topics.views.values()))
-    # As unskew produce --sample makes keys up.
-    key = {
-        name: 1 if kind == "int64" else f"{name.removesuffix('_id')}-1"
+    if origin.command is None:
+        yield f"unskew produce --sample {shlex.quote(view.stream.name)}"
+    features = [f"{view.name}:{one.name}" for one in view.outputs]
+    # As unskew produce --sample makes keys up; which ones a command makes, its events show.
+    key: dict[str, int | str] = {
+        name: "KEY" if origin.command is not None else 1 if kind == "int64" else f"{name.removesuffix('_id')}-1"
         for name, kind in zip(view.entity.keys, view.entity.types, strict=True)
     }
-    defined = " ".join(f"--definitions {shlex.quote(str(path.absolute()))}" for path in paths)
-    yield f"unskew produce --sample {shlex.quote(view.stream.name)} {defined}"
-    yield f"unskew get {shlex.quote(view.name)} {' '.join(shlex.quote(str(one)) for one in key.values())}"
-    yield f"unskew log tail {shlex.quote(view.name)}"
-    features = [f"{view.name}:{one.name}" for one in view.outputs]
+    get = f"unskew get {shlex.quote(view.name)} {' '.join(shlex.quote(str(one)) for one in key.values())}"
+    tail = f"unskew log tail {shlex.quote(view.name)}"
+    yield from (get, tail) if origin.command is None else (tail, f"{get}  # KEY: one that unskew log tail shows")
     body = json.dumps({"entities": {name: [one] for name, one in key.items()}, "features": features[:1]})
     yield f"curl {url}/get-online-features -d {shlex.quote(body)}"

@@ -21,8 +21,10 @@ from unskew.features.errors import DefinitionError, LayoutError, Stopped, Unskew
 from unskew.features.plan import Plan
 from unskew.features.planning import Asked, planned
 from unskew.features.revision import Content
+from unskew.pipelines.kafka.consumer import RETAIN_MORE
 from unskew.pipelines.run import run
 from unskew.pipelines.state.folder import held_by
+from unskew.pipelines.state.known_topics import START_OVER
 from unskew.sinks.record import Record
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ _LEAVE_S = 10.0
 _READ_S = 20.0
 _WATCHED = frozenset({*SUFFIXES, ".avsc", ".json"})
 _MOST_FILES = 10_000
+_ANEW = "end unskew dev with Ctrl-C, and start it again (with --keep, on a new folder)"
 
 _VERSIONED = (FeatureView, OnDemand)
 Saved = Mapping[str, tuple[int, int]]
@@ -155,7 +158,10 @@ class _Taken:
 class Development:
     """The pipeline on a deployment of its own, and the definitions that it follows.
 
-    ``paths``: the definitions. ``display``: shows the figures of the pipeline, and what there is to say.
+    ``paths``: the definitions. ``display``: shows the figures of the pipeline, and what there is to say. ``ready``:
+    called once, when the pipeline reads for the first time.
+
+    The broker keeps little, so it takes records only while the pipeline reads: whoever sends waits meanwhile.
     """
 
     def __init__(
@@ -166,6 +172,7 @@ class Development:
         broker: "EmbeddedBroker",
         feeds: "Feeds",
         display: "Display",
+        ready: Callable[[], None],
     ) -> None:
         assert deployment.registry is not None
         self._paths = paths
@@ -174,6 +181,7 @@ class Development:
         self._broker = broker
         self._feeds = feeds
         self._display = display
+        self._ready = ready
         self._topics: set[str] = set()
         self._ended = threading.Event()
         self._taken: _Taken | None = None
@@ -189,6 +197,7 @@ class Development:
         with contextlib.ExitStack() as ending:
             ending.callback(self._end)
             ending.callback(self._feeds.end)
+            ending.callback(self._broker.release)
             seen = saved(self._paths)
             self._start(self._apply(definitions))
             thread = threading.Thread(target=self._follow, args=(seen,), name="unskew-dev", daemon=True)
@@ -201,9 +210,17 @@ class Development:
     def _follow(self, seen: Saved) -> None:
         """Take up what is saved, until the end."""
         good: _Taken | None = None
+        is_ready = is_lost = False
+        read: _Running | None = None
         while not self._ended.wait(_LOOK_S):
             running = self._running
             taken = self._taken
+            if running is not None and running.reads and running is not read:
+                read = running
+                self._broker.release()
+                if not is_ready:
+                    is_ready = True
+                    self._ready()
             if running is not None and running.reads and taken is not None and taken is not good:
                 good = taken
                 # Not before: what comes with a new schema could not be read if the pipeline had to go back.
@@ -211,7 +228,11 @@ class Development:
             if running is not None and running.failure is not None:
                 self._note_error(running.failure)
                 self._stop()
-                if good is not None and good is not self._taken:
+                # Other topics in what was saved are a reason too, and going back helps then.
+                is_lost = good is not None and good is taken and START_OVER in str(running.failure)
+                if is_lost:
+                    self._display.note("the pipeline has stopped, and nothing that is saved lets it go on")
+                elif good is not None and good is not self._taken:
                     self._go_back(good)
                 else:
                     self._display.note("the pipeline has stopped; it begins again when a definition is saved")
@@ -219,7 +240,10 @@ class Development:
             # An editor may write in steps.
             if now != seen and not self._ended.wait(_LOOK_S) and now == saved(self._paths):
                 seen = now
-                self._take_up()
+                if is_lost:
+                    self._display.note(f"saved: nothing runs any more; {_ANEW}")
+                else:
+                    self._take_up()
 
     def _take_up(self) -> None:
         """Go on with what is saved, unless it has faults."""
@@ -305,11 +329,14 @@ class Development:
         except LayoutError:
             drop = []
         self._taken = taken
+        self._broker.hold()
         self._feeds.leave(taken.plan)
         self._running = _Running(taken.plan, replace(self._deployment, drop=drop), self._show)
 
     def _stop(self) -> None:
         if self._running is not None:
+            if not self._ended.is_set():
+                self._broker.hold()
             self._running.stop()
             self._before = self._running.progress.after(self._before)
             self._running = None
@@ -325,7 +352,9 @@ class Development:
 
     def _note_error(self, error: UnskewError) -> None:
         for fault in error.faults if isinstance(error, DefinitionError) else [str(error)]:
-            self._display.note(f"error: {fault}")
+            # What other pipelines have as options has its place here.
+            here = fault.replace(f"{RETAIN_MORE} and ", "").replace(START_OVER, _ANEW)
+            self._display.note(f"error: {here}")
 
 
 class _Running:

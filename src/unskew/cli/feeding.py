@@ -69,10 +69,14 @@ class Feeds:
         self._n_begun = 0
 
     def leave(self, plan: Plan) -> None:
-        """Send no more of streams that this plan does not have, or has otherwise."""
+        """Send no more of streams that this plan does not have, or has otherwise.
+
+        What has come to its end stays: the events of a command would be there twice.
+        """
         streams = {one.name: one for one in fed(plan)}
         for name, feed in list(self._feeds.items()):
-            if not feed.is_going_on() or feed.stream != streams.get(name):
+            other = feed.stream != streams.get(name)
+            if name not in streams or (other if feed.is_going_on() else feed.n_sent == 0):
                 self._feeds.pop(name).end()
 
     def follow(self, plan: Plan) -> None:
@@ -108,6 +112,8 @@ class _Feed:
         seed: int,
     ) -> None:
         self.stream = stream
+        self.n_sent = 0
+        self._status: int | None = None
         self._bootstrap = bootstrap
         self._origin = origin
         self._note = note
@@ -123,7 +129,8 @@ class _Feed:
 
     def _run(self) -> None:
         try:
-            sender = Sender(self.stream.sources[0], self._bootstrap)
+            # However long the pipeline takes until it reads.
+            sender = Sender(self.stream.sources[0], self._bootstrap, {"message.timeout.ms": 0})
             wire = wire_of(self.stream, None, schema_id_of(self.stream, None, sender), text=False)
             with self._source(wire) as source:
                 job = Job(
@@ -132,21 +139,39 @@ class _Feed:
                     partitioner="crc32",
                     rate=self._origin.sample,
                 )
-                sent = send(job, sender, self._ended, lambda _n: None)
+                sent = send(job, sender, self._ended, self._count)
         except (UnskewError, OSError) as error:
             if not self._ended.is_set():
-                self._note(f"events of {self.stream.name}: {error}; they begin again when a file is saved")
+                self._note(f"events of {self.stream.name}: {error}; {self._goes_on()}")
             return
         if not sent.stopped:
-            self._note(f"events of {self.stream.name}: {source.name} has ended, after {sent.handed_over:,} events")
+            n, status = sent.handed_over, self._status
+            failed = f" with exit status {status}" if status else ""
+            remedy = "" if n and not status else f"; {self._goes_on()}"
+            self._note(
+                f"events of {self.stream.name}: {source.name} has ended{failed}, after {n:,} event{'' if n == 1 else 's'}{remedy}"
+            )
+
+    def _count(self, n: int) -> None:
+        self.n_sent = n
+
+    def _goes_on(self) -> str:
+        if self.n_sent == 0:
+            return "mend it, and it begins again when a definition is saved"
+        return "it does not begin again, because its events would be there twice: mend it, and start unskew dev again"
 
     @contextlib.contextmanager
     def _source(self, wire: "Wire") -> "Iterator[Source]":
         command = self._origin.command
         if command is not None:
             command = command.replace(STREAM, self.stream.name)
-            with _running(command, lambda line: self._note(f"{self.stream.name}: {line}")) as descriptor:
-                yield lines_of(descriptor, command, self._ended.is_set)
+            with _running(command, lambda line: self._note(f"{self.stream.name}: {line}")) as process:
+                assert process.stdout is not None
+                yield lines_of(process.stdout.fileno(), command, self._ended.is_set)
+                if not self._ended.is_set():
+                    # Its output has ended, and it soon does.
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        self._status = process.wait(_END_S)
             return
         span = Span(present_us=lambda: time.time_ns() // 1000, over_us=HOUR_US, rate=self._origin.sample)
         yield sample_of(self._plan, self.stream, span, wire, seed=self._seed, n_rows=None, n_keys=_N_KEYS)
@@ -162,8 +187,8 @@ class _Feed:
 
 
 @contextlib.contextmanager
-def _running(command: str, note: Callable[[str], None]) -> Iterator[int]:
-    """Run a command of the user in the shell; yield the descriptor at which its output comes. At the end it has ended.
+def _running(command: str, note: Callable[[str], None]) -> "Iterator[subprocess.Popen[bytes]]":
+    """Run a command of the user in the shell; yield its process, with a pipe for its output. At the end it has ended.
 
     So has all that it started: it is a group of processes, which Ctrl-C does not reach. ``note``: takes the lines of
     its standard error.
@@ -182,7 +207,7 @@ def _running(command: str, note: Callable[[str], None]) -> Iterator[int]:
     reading.start()
     watching = watcher(f"-{process.pid}")
     try:
-        yield process.stdout.fileno()
+        yield process
     finally:
         for number in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
@@ -194,6 +219,8 @@ def _running(command: str, note: Callable[[str], None]) -> Iterator[int]:
         process.stdout.close()
         # What has left the group may hold it open.
         reading.join(_END_S)
+        if not reading.is_alive():
+            process.stderr.close()
 
 
 def _pass_on(errors: IO[bytes], note: Callable[[str], None]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unskew.features.errors import LayoutError, RequestError
+from unskew.features.errors import LayoutError, RequestError, UnskewError
 from unskew.pipelines.kafka.sending import Outgoing, Sender
 from unskew.pipelines.state.folder import RECOVERY, held_by
 from unskew.pipelines.state.saved import read_saved
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from unskew.demo.embedded import EmbeddedBroker
 
 _MARK = ".unskew-dev"
-_STOPPED, _IN_USE = "stopped", "in use"
+_STOPPED, _IN_USE, _FAILED = "stopped", "in use", "failed"
 _PIECE = 10_000
 
 
@@ -31,14 +31,24 @@ def kept(root: Path) -> Iterator[None]:
             raise RequestError(
                 f"--keep {root}: it holds files that are not unskew dev's; name an empty or a new folder"
             )
-        if mark.read_text("utf-8") != _STOPPED:
+        before = mark.read_text("utf-8")
+        if before == _FAILED:
+            raise RequestError(
+                f"--keep {root}: the pipeline of its last unskew dev ended with an error, so events that it had not read are "
+                "lost; name a new folder (log and archive in this one can be read)"
+            )
+        if before != _STOPPED:
             raise RequestError(
                 f"--keep {root}: an unskew dev runs on it, or did not come to its end, so records that it had not kept yet are "
                 "lost; name a new folder (log and archive in this one can be read)"
             )
     root.mkdir(parents=True, exist_ok=True)
     mark.write_text(_IN_USE, "utf-8")
-    yield
+    try:
+        yield
+    except UnskewError:
+        mark.write_text(_FAILED, "utf-8")
+        raise
     mark.write_text(_STOPPED, "utf-8")
 
 

@@ -19,6 +19,10 @@ from unskew.features.extras import needed
 
 _PRODUCER = 0  # rd_kafka_type_t; the handle that owns the mock cluster produces nothing
 _TOPIC_ALREADY_EXISTS = 36
+_PRODUCE = 0  # the api key of requests with records
+# Not enough replicas: no client takes it as final, and none of the records is kept.
+_NOT_NOW = 19
+_MOST_REFUSED = 100_000
 _BROKER_ID = 1
 ANSWERS_WITHIN_S = 30.0
 STARTS_WITHIN_S = 5.0
@@ -110,6 +114,16 @@ class EmbeddedBroker:
                 f"topic {name!r} with {partitions} partitions: {self._library.rd_kafka_err2str(code).decode()}"
             )
 
+    def hold(self) -> None:
+        """Take no records until ``release``; clients send theirs again until then, or until their own time is over."""
+        refusals = (ctypes.c_int * _MOST_REFUSED)(*[_NOT_NOW] * _MOST_REFUSED)
+        self.release()
+        self._library.rd_kafka_mock_push_request_errors_array(self._cluster, _PRODUCE, _MOST_REFUSED, refusals)
+
+    def release(self) -> None:
+        """Take records again."""
+        self._library.rd_kafka_mock_clear_request_errors(self._cluster, _PRODUCE)
+
     def _answer(self, within_s: float, call: Callable[..., int], *arguments: object) -> int:
         """Return the answer of the broker's thread, for which librdkafka waits without an end."""
         answers: list[int] = []
@@ -164,6 +178,15 @@ def _load_librdkafka() -> Any:
         library.rd_kafka_mock_cluster_bootstraps.argtypes = [ctypes.c_void_p]
         library.rd_kafka_mock_cluster_bootstraps.restype = ctypes.c_char_p
         library.rd_kafka_mock_broker_set_up.argtypes = [ctypes.c_void_p, ctypes.c_int32]
+        library.rd_kafka_mock_push_request_errors_array.argtypes = [
+            ctypes.c_void_p,
+            ctypes.c_int16,
+            ctypes.c_size_t,
+            ctypes.POINTER(ctypes.c_int),
+        ]
+        library.rd_kafka_mock_push_request_errors_array.restype = None
+        library.rd_kafka_mock_clear_request_errors.argtypes = [ctypes.c_void_p, ctypes.c_int16]
+        library.rd_kafka_mock_clear_request_errors.restype = None
         library.rd_kafka_mock_topic_create.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_int]
     except (OSError, AttributeError) as error:
         raise StoreUnavailable(

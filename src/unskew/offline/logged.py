@@ -1,7 +1,7 @@
 """The views that a log holds, by what the log itself says of them: also those that are defined nowhere any more."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -9,12 +9,14 @@ import msgspec
 from unskew.features.errors import LayoutError, RequestError
 from unskew.features.versions import Versions
 from unskew.features.view import View
+from unskew.sinks.objects import ObjectPath
+from unskew.sinks.record import Record
 from unskew.sinks.tables.layout import read_definition, view_roots
 
 
 @dataclass(frozen=True)
 class LoggedVersion:
-    """A view version that has a folder in a log. No log says which version serves."""
+    """A view version that has a folder in a log; which of several serves, the record beside the log says, if any."""
 
     name: str
     version: int
@@ -30,13 +32,17 @@ def with_logged(log_root: Path, named: Iterable[str], known: Versions[View] | No
     """Return the known views, and what the log holds besides of the views that a request names.
 
     ``named``: ``view`` or ``view@version``. With ``known`` views, only versions that are named by their number are
-    looked for in the log. Without them, a bare name means the only version there. Raises ``RequestError`` for a name
+    looked for in the log. Without them, a bare name means the only version there or, of several, the one that serves
+    by the record of the registry beside the log. Raises ``RequestError`` for a name
     that the log does not hold, or holds in several versions; ``LayoutError`` if the log does not say how it is read.
     """
-    wanted = [name for name in dict.fromkeys(named) if known is None or ("@" in name and name not in known)]
+    named = list(dict.fromkeys(named))
+    if known is not None and not isinstance(log_root, ObjectPath):
+        known = _as_numbered(log_root, named, known)
+    wanted = [name for name in named if known is None or ("@" in name and name not in known)]
     if known is not None and not wanted:
         return known
-    held = Versions(LoggedVersion(*found) for found in view_roots(log_root))
+    held = Versions(_held(log_root))
     if known is None and not held:
         raise RequestError(f"{log_root} holds no log of any view; give the --log folder of unskew run")
     if known is not None:
@@ -48,6 +54,37 @@ def with_logged(log_root: Path, named: Iterable[str], known: Versions[View] | No
     # What a bare name means stays as it is, also where the only known version becomes one of several.
     beside = [msgspec.structs.replace(view, serving=known.serving(view.name) is view) for view in known.values()]
     return Versions([*beside, *(msgspec.structs.replace(view, serving=False) for view in found.values())])
+
+
+def _as_numbered(log_root: Path, named: Iterable[str], known: Versions[View]) -> Versions[View]:
+    """Return the known views; one that is named alone has the number under which the log has what it computes.
+
+    ``unskew dev`` takes a view that changes as the next version, whatever number the definition says.
+    """
+    last = Record(log_root.with_name("registry")).last()
+    serves = {} if last is None else last.content.serves
+    meant: dict[str, View] = {}
+    for name in named:
+        view = known.get(name)
+        version = serves.get(name)
+        if view is None or version is None or version == view.version or f"{name}@{version}" in known:
+            continue
+        for of, number, root in view_roots(log_root):
+            logged = read_definition(root) if (of, number) == (name, version) else None
+            if logged is not None and logged.state_fingerprint == view.state_fingerprint:
+                meant[view.id] = msgspec.structs.replace(view, version=version)
+    return Versions(meant.get(view.id, view) for view in known.values()) if meant else known
+
+
+def _held(log_root: Path) -> list[LoggedVersion]:
+    found = [LoggedVersion(*one) for one in view_roots(log_root)]
+    if len({one.name for one in found}) == len(found):
+        return found
+    last = Record(log_root.with_name("registry")).last()
+    if last is None:
+        return found
+    serves = last.content.serves
+    return [replace(one, serving=serves.get(one.name, one.version) == one.version) for one in found]
 
 
 def all_logged(log_root: Path) -> Versions[View]:

@@ -51,6 +51,7 @@ _DEFAULTS: Mapping[str, Any] = {
     # Errors come through the error callback; librdkafka's own lines on stderr would repeat them.
     "log_level": 2,
 }
+RETAIN_MORE = "raise the topic's retention"
 _ANSWER_S = 1.0
 # The thread that asks the broker rests this long at least, and four times as long as the questions took.
 _REST_S = 0.005
@@ -770,8 +771,7 @@ def offsets_gone(name: str, wanted: int, low: int) -> str:
     """Compose the error for records that the broker no longer has."""
     return (
         f"{name}: offsets {wanted} to {low - 1} are gone from the broker ({low - wanted} records, deleted by retention before "
-        "they were read), so values would be wrong; raise the topic's retention and "
-        f"{START_OVER}"
+        f"they were read), so values would be wrong; {RETAIN_MORE} and {START_OVER}"
     )
 
 

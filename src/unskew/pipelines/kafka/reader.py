@@ -194,6 +194,12 @@ class Reader:
             is_new = saved is None and partition >= self._n_before
             if is_new and script is None:
                 offset = low
+            if saved is None and script is None and 0 < low == offset:
+                _log.warning(
+                    "%s: the broker no longer has the first %s records, so reading begins after them",
+                    self.topic.name_of(partition),
+                    f"{low:,}",
+                )
             # The first clock of a new partition is the mark that it begins with.
             has_begun = script is not None and script.clock_us is not None
             ends = self.options.ends

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]  # not in its __all__
+from confluent_kafka.admin import AdminClient, ClusterMetadata, NewTopic  # type: ignore[attr-defined]  # not in its __all__
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from unskew.features.errors import RequestError, StoreUnavailable
@@ -19,6 +19,8 @@ _DELIVERY_S = 60.0
 _POLL_S = 0.05
 _TURN_S = 0.5
 _LARGEST_BYTES = 1_000_000_000
+# As Kafka's own default. A broker in memory keeps 5 MiB of a partition, so larger ones could push each other out.
+_LARGEST_IN_MEMORY_BYTES = 1_000_000
 # That of the broker.
 _DEFAULT_REPLICATION = -1
 
@@ -37,6 +39,7 @@ class Outgoing:
 class Sender:
     """Sends records to one topic of several partitions. ``delivered``: how many records the broker has acknowledged.
 
+    ``largest_bytes``: how large a value may be; only a broker in memory, as that of ``unskew dev``, says so before.
     ``config``: further settings of the client. Each record is sent once, and those of a partition stay in their order.
     Raises ``StoreUnavailable`` if Kafka does not answer, and ``RequestError`` if there is no such topic.
     """
@@ -44,6 +47,7 @@ class Sender:
     def __init__(self, topic: str, bootstrap: str, config: Mapping[str, Any] | None = None) -> None:
         self.topic = topic
         self.delivered = 0
+        self.largest_bytes: int | None = None
         self._bootstrap = bootstrap
         self._config = dict(config or {})
         self._why_away = ""
@@ -166,7 +170,8 @@ class Sender:
     def _partitions(self) -> int:
         try:
             # Of all topics: asking for one by its name makes some brokers create it.
-            found = self._producer.list_topics(timeout=ANSWER_S).topics.get(self.topic)
+            about = self._producer.list_topics(timeout=ANSWER_S)
+            found = about.topics.get(self.topic)
         except KafkaException as error:
             raise self._away(error) from error
         if found is None:
@@ -177,6 +182,8 @@ class Sender:
         if found.error is not None or not found.partitions:
             why = found.error.str() if found.error is not None else "it has no partitions"
             raise StoreUnavailable(f"Kafka at {self._bootstrap}, topic {self.topic}: {why}; try again")
+        if _is_in_memory(about):
+            self.largest_bytes = _LARGEST_IN_MEMORY_BYTES
         return len(found.partitions)
 
     def _away(self, error: KafkaException) -> StoreUnavailable:
@@ -185,12 +192,32 @@ class Sender:
         return StoreUnavailable(f"Kafka at {self._bootstrap}: {why}; name its address with --bootstrap-servers")
 
 
+def _is_in_memory(about: ClusterMetadata) -> bool:
+    """Return whether metadata is that of librdkafka's mock: it has no controller among its brokers."""
+    return about.controller_id not in about.brokers
+
+
 def create_topic(name: str, n_partitions: int, bootstrap: str, config: Mapping[str, Any] | None = None) -> bool:
     """Create a topic with the broker's settings, and return true; false if there is one of that name.
 
     Records can be sent to it at once. Raises ``StoreUnavailable`` if the broker does not create it.
     """
     admin = AdminClient({"log_level": 0, **(config or {}), "bootstrap.servers": bootstrap})
+    try:
+        # Before it is asked for: not everybody may create topics, and a broker in memory does not answer that.
+        about = admin.list_topics(timeout=ANSWER_S)
+    except KafkaException as error:
+        raise StoreUnavailable(
+            f"Kafka at {bootstrap}: {error.args[0].str()}; name its address with --bootstrap-servers"
+        ) from error
+    if name in about.topics:
+        return False
+    if _is_in_memory(about):
+        raise RequestError(
+            f"Kafka at {bootstrap} is one in memory, as unskew dev has it, and creates no topics when it is asked to, such as "
+            f"{name!r}; unskew dev makes those of the streams in its definitions: save the stream there, and leave --create-topic "
+            "out"
+        )
     wanted = NewTopic(name, n_partitions, _DEFAULT_REPLICATION)
     try:
         admin.create_topics([wanted], request_timeout=ANSWER_S)[name].result(2 * ANSWER_S)

@@ -180,7 +180,9 @@ def _records(job: Job, rows: Sequence[Row], sender: Sender, sent: Sent) -> tuple
         fault = row.fault
         if not fault:
             try:
-                events.append(job.encoder.event(row.values, job.shift_us))
+                event = job.encoder.event(row.values, job.shift_us)
+                if not (fault := _too_large(event, sender)):
+                    events.append(event)
             except Unfit as unfit:
                 fault = str(unfit)
         if not fault:
@@ -195,6 +197,16 @@ def _records(job: Job, rows: Sequence[Row], sender: Sender, sent: Sent) -> tuple
         if len(sent.faults) < SHOWN_FAULTS:
             sent.faults.append(said)
     return _placed(job, events, sender.n_partitions, sent.handed_over), error
+
+
+def _too_large(event: Event, sender: Sender) -> str:
+    """Return what is wrong with an event that the broker cannot hold; nothing for any other."""
+    if sender.largest_bytes is None or len(event.value) <= sender.largest_bytes:
+        return ""
+    return (
+        f"it has {len(event.value):,} bytes as a message, and the Kafka in memory of unskew dev takes {sender.largest_bytes:,} "
+        "at most"
+    )
 
 
 def _placed(job: Job, events: Sequence[Event], n_partitions: int, n_before: int) -> list[Outgoing]:
