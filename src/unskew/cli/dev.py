@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -187,13 +186,13 @@ def _to_try(
         "UNSKEW_REDIS_URL": deployment.redis_url,
         "UNSKEW_LOG": str(deployment.log),
         "UNSKEW_ARCHIVE": str(deployment.archive),
-        "UNSKEW_DEFINITIONS": os.pathsep.join(str(path.absolute()) for path in paths),
     }
     for name, place in places.items():
         yield f"export {name}={shlex.quote(place)}"
     view = next(iter(plan.of_topics.views.values()))
     if origin.command is None:
-        yield f"unskew produce --sample {shlex.quote(view.stream.name)}"
+        defined = " ".join(f"--definitions {shlex.quote(str(path.absolute()))}" for path in paths)
+        yield f"unskew produce --sample {shlex.quote(view.stream.name)} {defined}"
     features = [f"{view.name}:{one.name}" for one in view.outputs]
     # As unskew produce --sample makes keys up; which ones a command makes, its events show.
     key: dict[str, int | str] = {

@@ -1,6 +1,6 @@
 """The views that a log holds, by what the log itself says of them: also those that are defined nowhere any more."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from unskew.features.versions import Versions
 from unskew.features.view import View
 from unskew.sinks.objects import ObjectPath
 from unskew.sinks.record import Record
-from unskew.sinks.tables.layout import read_definition, view_roots
+from unskew.sinks.tables.layout import read_definition, view_root, view_roots
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,10 @@ def with_logged(log_root: Path, named: Iterable[str], known: Versions[View] | No
     """Return the known views, and what the log holds besides of the views that a request names.
 
     ``named``: ``view`` or ``view@version``. With ``known`` views, only versions that are named by their number are
-    looked for in the log. Without them, a bare name means the only version there or, of several, the one that serves
-    by the record of the registry beside the log. Raises ``RequestError`` for a name
-    that the log does not hold, or holds in several versions; ``LayoutError`` if the log does not say how it is read.
+    looked for in the log; one that the log has with another definition is the version that serves by the record of the
+    registry beside the log, if that has this definition. Without known views, a bare name means the only version there
+    or, of several, the one that serves by that record. Raises ``RequestError`` for a name that the log does not hold,
+    or holds in several versions; ``LayoutError`` if the log does not say how it is read.
     """
     named = list(dict.fromkeys(named))
     if known is not None and not isinstance(log_root, ObjectPath):
@@ -61,30 +62,37 @@ def _as_numbered(log_root: Path, named: Iterable[str], known: Versions[View]) ->
 
     ``unskew dev`` takes a view that changes as the next version, whatever number the definition says.
     """
-    last = Record(log_root.with_name("registry")).last()
-    serves = {} if last is None else last.content.serves
     meant: dict[str, View] = {}
     for name in named:
         view = known.get(name)
-        version = serves.get(name)
-        if view is None or version is None or version == view.version or f"{name}@{version}" in known:
+        if view is None or _is_logged(log_root, view, view.version) is not False:
             continue
-        for of, number, root in view_roots(log_root):
-            logged = read_definition(root) if (of, number) == (name, version) else None
-            if logged is not None and logged.state_fingerprint == view.state_fingerprint:
-                meant[view.id] = msgspec.structs.replace(view, version=version)
+        version = (_serves(log_root) or {}).get(name)
+        if version is not None and f"{name}@{version}" not in known and _is_logged(log_root, view, version):
+            meant[view.id] = msgspec.structs.replace(view, version=version)
     return Versions(meant.get(view.id, view) for view in known.values()) if meant else known
+
+
+def _is_logged(log_root: Path, view: View, version: int) -> bool | None:
+    """Return whether the log has what a view computes under a number; None if it has nothing under it."""
+    logged = read_definition(view_root(log_root, view.name, version))
+    return None if logged is None else logged.state_fingerprint == view.state_fingerprint
 
 
 def _held(log_root: Path) -> list[LoggedVersion]:
     found = [LoggedVersion(*one) for one in view_roots(log_root)]
     if len({one.name for one in found}) == len(found):
         return found
-    last = Record(log_root.with_name("registry")).last()
-    if last is None:
+    serves = _serves(log_root)
+    if serves is None:
         return found
-    serves = last.content.serves
     return [replace(one, serving=serves.get(one.name, one.version) == one.version) for one in found]
+
+
+def _serves(log_root: Path) -> Mapping[str, int] | None:
+    """Return which version of each view serves, by the record beside the log; None if there is no record."""
+    last = Record(log_root.with_name("registry")).last()
+    return None if last is None else last.content.serves
 
 
 def all_logged(log_root: Path) -> Versions[View]:
