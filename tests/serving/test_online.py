@@ -471,7 +471,7 @@ def test_a_republished_registry_is_followed(writer, reader):
     (["visits"], [{"user": "a"}], r"write view:feature, for example visits:n_5min"),
     ("visits:n_5min", [{"user": "a"}], r"write \['visits:n_5min'\]"),
     ([], [{"user": "a"}], r"no features"),
-    (["visits:n_5min"], [{"users": "a"}], r"key 'user' is not among.*did you mean 'users'"),
+    (["visits:n_5min"], [{"users": "a"}], r"key 'user' is not among.*is it 'users'\? then rename that"),
     (["visits:n_5min"], [{}, {}], r"key 'user' is not among"),
     (["visits:n_5min"], [1], r"row 0 is 1; each row must be a dict"),
     (["visits:n_5min"], [{"user": True}], r"'user' is string, and True of row 0 \(Boolean\) cannot"),

@@ -19,7 +19,7 @@ from polars.exceptions import PanicException, PolarsError
 from unskew.features.definitions.on_demand import computed
 from unskew.features.errors import DefinitionError, LayoutError, RequestError, UnknownName
 from unskew.features.frames import LARGEST_EXACT_FLOAT, Given
-from unskew.features.nearest import nearest
+from unskew.features.nearest import nearest, perhaps
 from unskew.features.on_demand import NOW, OnDemandView, is_reference
 from unskew.features.references import Asked, Demanded, demanded, is_service, resolve, sharing, texts
 from unskew.features.registry import Published
@@ -108,7 +108,7 @@ class OnRequest:
         if name not in rows.names:
             raise RequestError(
                 f"{self._of[name]} takes the input {name!r} ({self.inputs[name]}), which is not among the given columns; "
-                f"{nearest(name, rows.names, 'they are')}"
+                f"{perhaps(name, rows.names)}"
             )
         return rows.column(name)
 

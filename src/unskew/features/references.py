@@ -9,7 +9,7 @@ import polars as pl
 
 from unskew.features.errors import DefinitionError, RequestError, UnknownName
 from unskew.features.frames import Given, key_column
-from unskew.features.nearest import nearest
+from unskew.features.nearest import nearest, perhaps
 from unskew.features.on_demand import OnDemandView
 from unskew.features.registry import pin
 from unskew.features.service import ServiceFeature
@@ -162,7 +162,7 @@ def key_columns(view: View, rows: Given) -> pl.DataFrame:
         if name not in rows.names:
             raise RequestError(
                 f"{view.name} is about {view.entity.name}, whose key {name!r} is not among the given columns"
-                f"; {nearest(name, rows.names, 'they are')}"
+                f"; {perhaps(name, rows.names)}"
             )
         columns.append(key_column(rows.column(name), kind).alias(key))
     return pl.DataFrame(columns)
