@@ -77,6 +77,12 @@ def test_rows_and_figures_are_one_json_document_too(log: Path) -> None:
 
 def test_the_last_rows_of_an_entity_are_its_own(log: Path) -> None:
     found = lines(log, "tail", VIEW, "--entity", "u1", "-n", "3")
+    of_all, of_one = (cells(call(log, "tail", VIEW, *more).output)[0] for more in ((), ("--entity", "u1")))
+    assert (
+        of_all[: len(of_one) - 1]
+        == of_one[:-1]
+        == ["user", "available_at", "cause", "event_time", "partition", "offset"]
+    )
 
     assert [row[0] for row in found] == ["u1"] * 3
     assert [row[-1] for row in found] == ["18", "19", "20"]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _BETWEEN_LOOKS_S = 2.0
 _MOST_ROWS = 10_000
+_WHICH = ("available_at", "cause", "event_time", "partition", "offset")
 
 
 @click.group()
@@ -151,7 +152,7 @@ def _print_rows(log: "ViewLog", rows: "pl.DataFrame", *, as_json: bool, goes_on:
         for row in _plain_rows(rows):
             say_json(row)
     else:
-        Screen().print(_table(log, rows, names=not goes_on or Screen().is_terminal))
+        Screen().print(_table(log, _ordered(log, rows), names=not goes_on or Screen().is_terminal))
 
 
 @log.command(short_help="Count rows and files of VIEW's log, and show its coverage.")
@@ -208,7 +209,13 @@ def _show(log: "ViewLog", frame: "pl.DataFrame", *, as_json: bool) -> None:
     elif frame.is_empty():
         say(f"the log of {log.view.id} has no rows yet")
     else:
-        Screen().print(_table(log, frame))
+        Screen().print(_table(log, _ordered(log, frame)))
+
+
+def _ordered(log: "ViewLog", frame: "pl.DataFrame") -> "pl.DataFrame":
+    """Return rows with what says which row it is first: the entity's keys, the instant and where it came from."""
+    first = [name for name in (*log.view.entity.keys, *_WHICH) if name in frame.columns]
+    return frame.select(*first, *(name for name in frame.columns if name not in first))
 
 
 def _plain_rows(frame: "pl.DataFrame") -> list[dict[str, Any]]:
