@@ -406,7 +406,8 @@ class ViewLog:
                 raise LayoutError(
                     f"{file.path} was written with another definition of {self.view.name}@{self.view.version} "
                     f"(state fingerprint {written}, now {self.view.state_fingerprint}); "
-                    "read it with the definition it was written with, or give the changed view a new version"
+                    "read it with the definition it was written with (without definitions the log says which), or give the "
+                    "changed view a new version"
                 )
 
     def _rows(self, files: Sequence[TableFile], query: Callable[[pl.LazyFrame], _Answer]) -> _Answer:

@@ -170,7 +170,8 @@ class ViewRequest:
         if words.steady.is_retired:
             raise RequestError(
                 f"{self.view.id} is no longer computed by the pipeline, so its values would be old; ask for the version that "
-                "replaced it, or define the view again with a new version"
+                "replaced it, leave the definitions out where the registry says what runs, or define the view again with a "
+                "new version"
             )
         return ViewClocks(words, partitioned=self.view.partitioned)
 
