@@ -443,6 +443,7 @@ def test_what_is_not_an_instant_an_event_or_a_view_is_said():
         ({"at": "1800-01-01"}, "1800-01-01 is not between the years 1900 and 2200"),
         ({"at": at(0), "entity": "c"}, "no event of stream 'purchases' is about user 'c'; entities are a"),
         ({"at": at(0), "arrival": 3}, "arrival is the name of a field, or a timedelta"),
+        ({"at": at(0), "arrival": "cmae"}, "arrival names the field 'cmae', which no event has; their fields are user"),
     ):
         with pytest.raises(RequestError, match=said):
             values(view(COUNT), events, **arguments)

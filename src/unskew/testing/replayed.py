@@ -30,7 +30,7 @@ from unskew.offline.log_reader import RebuiltLog
 from unskew.pipelines.history.archive import Piece
 from unskew.pipelines.history.rebuild import Rebuilt, rebuild_pieces
 from unskew.pipelines.state.ordering import shard_names
-from unskew.testing.given import Arrival, Events, events_of
+from unskew.testing.given import Arrival, Events, events_of, rows_of
 
 Subject = FeatureView | OnDemand | str
 _Parts = str | os.PathLike[str] | Iterable[Definition | str | os.PathLike[str]]
@@ -189,6 +189,15 @@ class Replay:
         )
 
 
+def _refuse_never_there(arrival: str, tables: Iterable[tuple[StreamPlan, Table]]) -> None:
+    """Raise ``RequestError`` if there are events, and none of any stream has the field that names the arrival."""
+    names = dict.fromkeys(name for stream, table in tables for row in rows_of(stream, table) for name in row)
+    if names and arrival not in names:
+        raise RequestError(
+            f"arrival names the field {arrival!r}, which no event has; {nearest(arrival, names, 'their fields are')}"
+        )
+
+
 def replayed(
     view: Subject,
     events: Table | Mapping[str, Table],
@@ -212,9 +221,12 @@ def replayed(
         if inputs:
             raise RequestError(f"{subject.id} is a view and takes no inputs; those are of on-demand features")
     streams = {one.stream.topic: one.stream for one in views.values()}
+    tables = _by_stream(plan, streams, events)
+    if isinstance(arrival, str):
+        _refuse_never_there(arrival, tables.values())
     given = {
         topic: events_of(stream, table, arrival=arrival, skip_refused=skip_refused)
-        for topic, (stream, table) in _by_stream(plan, streams, events).items()
+        for topic, (stream, table) in tables.items()
     }
     rebuilt: dict[str, Rebuilt] = {}
     for topic, one in given.items():
