@@ -103,12 +103,10 @@ def by_get(read: Read, asked: Asked) -> Said:
 
 
 def as_over_http(value: Any) -> Any:
-    """A value of ``unskew get --json``; over HTTP UTC is called Z, and empty lists and maps are null."""
+    """A value of ``unskew get --json``; over HTTP empty lists and maps are null."""
     if value in ([], {}):
         return None
     match value:
-        case str() if value.endswith("+00:00"):
-            return value.replace("+00:00", "Z")
         case list():
             return [as_over_http(one) for one in value]
         case dict():

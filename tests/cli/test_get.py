@@ -65,7 +65,7 @@ def test_get_prints_json_for_programs(get):
         "view": "stays@1",
         "entity": {"user": "a b", "hotel": 7},
         "features": {"nights": 2},
-        "as_of": "2016-07-18T00:00:00Z",
+        "as_of": "2016-07-18T00:00:00.000000Z",
         "status": "present",
         "provisional": False,
     }

@@ -52,7 +52,7 @@ def test_get_computes_from_inputs_and_the_views_that_are_read(run):
     found, expected = json.loads(shown.output), oracle(EVENTS, label)
     assert found["features"].pop("distance_km") == pytest.approx(expected.pop("distance_km"))
     assert found["features"] == {**expected, "last_login": format_instant(expected["last_login"])}
-    assert (found["on_demand"], found["now"]) == ("checkout@1", "2018-01-01T00:00:00Z")
+    assert (found["on_demand"], found["now"]) == ("checkout@1", "2018-01-01T00:00:00.000000Z")
     assert set(found["views"]) == {"user_logins", "store", "user_purchases", "user_purchases@2"}
     assert found["views"]["store"] | {"as_of": 0} == {"as_of": 0, "status": "present", "provisional": False}
     assert "query_length" in one.output

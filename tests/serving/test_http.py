@@ -244,7 +244,7 @@ def test_no_entities_give_no_values(server):
     ({"entities": {"user": ["a"]}, "feature_service": "chekout"}, 404, "FeatureServiceNotFoundException", "did you mean 'checkout'"),
     ({"entities": {"user": ["a"]}, "feature_service": "orders:n"}, 422, "FeastError", "is a reference"),
     ({"entities": {"user": ["a"]}, "feature_service": "checkout", "features": ["orders:n"]}, 422, "FeastError", "both"),
-    ({"entities": {"usr": ["a"]}, "features": ["orders:n"]}, 422, "FeastError", "did you mean 'usr'"),
+    ({"entities": {"usr": ["a"]}, "features": ["orders:n"]}, 422, "FeastError", "is it 'usr'? then rename that"),
     ({"entities": {"user": [1.5]}, "features": ["orders:n"]}, 422, "FeastError", "'user' is string, and 1.5 of row 0"),
     ({"entities": {"user": ["a"], "hotel": [2**70]}, "features": ["stays:nights"]}, 422, "FeastError", "hotel"),
     ({"entities": {"user": ["a", "b"], "hotel": [1]}, "features": ["stays:nights"]}, 422, "FeastError", "different lengths"),

@@ -31,10 +31,10 @@ def shown(value: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Return a value for JSON: a map as an object, an instant in RFC 3339, a decimal as text."""
+    """Return a value for JSON, as over HTTP: a map as an object, an instant in RFC 3339, a decimal as text."""
     match value:
         case dt.datetime():
-            return format_instant(value)
+            return value.isoformat(timespec="microseconds").replace("+00:00", "Z")
         case Decimal():
             return str(value)
         case [dict(), *_]:

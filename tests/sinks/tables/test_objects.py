@@ -268,7 +268,7 @@ import json, sys
 from tests.sinks.tables.test_objects import epochs
 epochs(sys.argv[1], sys.argv[2])
 """
-N_ROWS = 200
+N_ROWS = 1_000
 
 
 def epochs(address: str, store: str) -> None:
