@@ -70,7 +70,9 @@ def test_rows_and_figures_are_one_json_document_too(log: Path) -> None:
     figures = json.loads(call(log, "stats", VIEW, "--json").stdout)
 
     assert shown["view"] == "counts@1"
-    assert [row["available_at"] for row in shown["rows"]] == [f"2017-01-01T12:00:{second}.000000Z" for second in (58, 59)]
+    assert [row["available_at"] for row in shown["rows"]] == [
+        f"2017-01-01T12:00:{second}.000000Z" for second in (58, 59)
+    ]
     assert json.loads(call(log, "tail", VIEW, "--entity", "nobody", "--json").stdout)["rows"] == []
     assert (figures["rows"], figures["entities"], figures["view"]) == (N, 3, "counts@1")
 
