@@ -196,7 +196,7 @@ def test_feasts_client_reads_string_and_composite_keys_versions_and_full_names(f
     (["orders:m"], [{"user": "a"}], "FeastObjectNotFoundException", "no feature 'm'"),
     ("chekout", [{"user": "a"}], "FeatureServiceNotFoundException", "did you mean 'checkout'"),
     (["orders"], [{"user": "a"}], "FeastError", "write view:feature"),
-    (["orders:n"], [{"usr": "a"}], "FeastError", "did you mean 'usr'"),
+    (["orders:n"], [{"usr": "a"}], "FeastError", "is it 'usr'? then rename that"),
     (["stays:nights"], [{"user": "a"}], "FeastError", "'hotel' is not among the given columns"),
     (["stays:nights"], [{"user": "a", "hotel": 1.5}], "FeastError", "1.5"),
 ])  # fmt: skip
