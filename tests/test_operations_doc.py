@@ -57,6 +57,7 @@ FIRST = 'first = spending(1, agg.sum, description="{}")'
 BOTH = "first, second = spending(1, agg.sum, serving=True), spending(2, agg.max)"
 
 SOMETHING_WOULD_CHANGE = 2
+PATIENCE_S = 120.0
 USERS = ["u-41", "u-42", "u-43", "u-44"]
 
 
@@ -158,7 +159,7 @@ def test_what_the_pages_show_runs_in_the_order_of_a_deployment_s_life(
     with site.running(operations.command("run --idle wall")):
         send(site, [row(user, datetime.now(UTC)) for user in USERS] * 3)
         send(site, [row("u-42", datetime.now(UTC), seen=10**18)])
-        wait_until(lambda: list(tmp_path.glob("dead_letters/purchases/day=*/*.parquet")), "the dead letter")
+        wait_until(lambda: list(tmp_path.glob("dead_letters/purchases/day=*/*.parquet")), "the dead letter", PATIENCE_S)
     site.run(operations.command("import "))
     site.define(BOTH)
     site.run(registry.command("apply "))
@@ -179,6 +180,7 @@ def test_what_the_pages_show_runs_in_the_order_of_a_deployment_s_life(
         wait_until(
             lambda: spent() and list(tmp_path.glob("log/_served/*")),
             "values of the new version are served, and sampled",
+            PATIENCE_S,
         )
         site.run(registry.command("promote "))
 

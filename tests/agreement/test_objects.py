@@ -276,7 +276,9 @@ def test_killed_and_with_its_store_away_a_pipeline_loses_nothing_and_doubles_not
                 continue
             own_objects.kill()
             try:
-                wait_until(lambda: "the object store is away: " in (tmp_path / "errors").read_text(), "it is missed")
+                wait_until(
+                    lambda: "the object store is away: " in (tmp_path / "errors").read_text(), "it is missed", 120.0
+                )
             finally:
                 own_objects.start()
             process.wait(120)

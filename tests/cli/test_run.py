@@ -330,7 +330,7 @@ def test_all_that_a_run_makes_is_for_its_user_alone(bench: Bench) -> None:
     command = [word for word in _command(bench, topic) if word not in {"--end", "now"}]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         try:
-            until_s = time.monotonic() + 60
+            until_s = time.monotonic() + 120
             while not look():
                 assert time.monotonic() < until_s, [part for part in parts if not any(part in path for path in seen)]
                 time.sleep(0.05)
