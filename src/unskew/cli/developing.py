@@ -210,17 +210,16 @@ class Development:
     def _follow(self, seen: Saved) -> None:
         """Take up what is saved, until the end."""
         good: _Taken | None = None
-        is_ready = is_lost = False
+        is_lost = False
         read: _Running | None = None
         while not self._ended.wait(_LOOK_S):
             running = self._running
             taken = self._taken
             if running is not None and running.reads and running is not read:
-                read = running
                 self._broker.release()
-                if not is_ready:
-                    is_ready = True
+                if read is None:
                     self._ready()
+                read = running
             if running is not None and running.reads and taken is not None and taken is not good:
                 good = taken
                 # Not before: what comes with a new schema could not be read if the pipeline had to go back.
@@ -351,7 +350,7 @@ class Development:
         self._display.show(progress.after(self._before))
 
     def _note_error(self, error: UnskewError) -> None:
-        for fault in error.faults if isinstance(error, DefinitionError) else [str(error)]:
+        for fault in error.faults:
             # What other pipelines have as options has its place here.
             here = fault.replace(f"{RETAIN_MORE} and ", "").replace(START_OVER, _ANEW)
             self._display.note(f"error: {here}")
