@@ -243,7 +243,7 @@ def subtract_tile(program, state, entity, window, tile):
             low, mid, high = negate(low, mid, high)
             add_limbs(entities, entity, total + word, low, mid, high)
         elif op in (w.MIN, w.MAX, w.LAST, w.FIRST):
-            # Mostly another tile holds the answer, and a call passes all of the state.
+            # Mostly another tile holds the answer, and then no call is needed.
             if entities[entity, total + word] == tiles[tile, w.TILE_WORDS + word]:
                 _subtract_ordered(at(state), entity, window, tile, index)
         elif op == w.BAG:
