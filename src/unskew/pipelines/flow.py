@@ -145,7 +145,7 @@ class _ShardLogic(StatefulBatchLogic[Slice, Step, dict[str, Any]]):
             self._shard = self._begun(values[0])
         was_behind = self._shard.behind
         refill = self._next_refill(self._shard)
-        updates = [update for piece in values if (update := self._shard.take(piece)) is not None]
+        updates = self._shard.take_all(values)
         first = self._next_refill(self._shard) if was_behind else []
         if first:
             # No clock may be sent before the first part of the refill, so these updates wait for it.

@@ -2,8 +2,14 @@
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis.strategies import data, integers, lists, sampled_from
+from polars.testing import assert_frame_equal
 
 from tests.support.plans import SECOND, Wanted, events, sliding, view
 from unskew.features.evaluate import evaluate
@@ -30,12 +36,12 @@ def restarted(shard, folder):
 
 
 def piece(partition, clock_us, *arrivals, **more):
-    given = None
+    of_view = None
     if arrivals:
         rows = [(arrival, arrival, {"user": "u"}) for arrival in arrivals]
-        given = evaluate(VIEW, events(rows, partition=partition)).events
+        of_view = evaluate(VIEW, events(rows, partition=partition)).events
     first_us = arrivals[0] if arrivals else None
-    return Slice(VIEW.id, "h0", partition, N, clock_us, first_us, more.pop("ended", False), given, **more)
+    return Slice(VIEW.id, "h0", partition, N, clock_us, first_us, more.pop("ended", False), of_view, **more)
 
 
 def steps(shard, *pieces):
@@ -130,3 +136,55 @@ def test_a_partition_that_had_ended_and_goes_on_holds_the_others_back_from_the_b
     ]
 
     assert clocks == [200, 200, 200, 300, 300, 950]
+
+
+def last_of_each_key(found):
+    return pl.concat([step.current for step in found]).unique("key", keep="last").sort("key")
+
+
+@given(data())
+def test_slices_that_come_together_give_what_they_give_one_after_the_other(drawn):
+    """Partitions end and go on, marks come between events, and slices come together as it happens."""
+    clocks, slices, n_records, ended = [0] * N, [], [0] * N, [False] * N
+    for _ in range(drawn.draw(integers(1, 30))):
+        partition = drawn.draw(integers(0, N - 1))
+        if ended[partition]:
+            # One that goes on begins after the others, which did not wait for it.
+            clocks[partition] = max(clocks) + 1
+        arrivals = sorted(drawn.draw(lists(integers(clocks[partition], clocks[partition] + 3 * SECOND), max_size=4)))
+        clocks[partition] = max([clocks[partition], *arrivals]) + drawn.draw(integers(0, SECOND))
+        of_view = None
+        if arrivals:
+            rows = [(arrival, arrival, {"user": drawn.draw(sampled_from("uvw"))}) for arrival in arrivals]
+            frame = events(rows, partition=partition).with_columns(pl.col("_offset") + n_records[partition])
+            of_view = evaluate(VIEW, frame).events
+            n_records[partition] += len(arrivals)
+        first_us = arrivals[0] if arrivals else None
+        ended[partition] = drawn.draw(integers(0, 9)) == 0
+        slices.append(Slice(VIEW.id, "h0", partition, N, clocks[partition], first_us, ended[partition], of_view))
+    with TemporaryDirectory() as folder:
+        made = {}
+        for way in ("alone", "together"):
+            logs = Changelogs(Path(folder) / way)
+            made[way] = Shard(ShardState(VIEW, "h0"), Siblings(), Changelog(logs, VIEW, "h0", None))
+        alone = steps(made["alone"], *slices)
+        together, rest = [], slices
+        while rest:
+            n_taken = drawn.draw(integers(1, len(rest)))
+            found = made["together"].take_all(rest[:n_taken])
+            together += [update for update in found if isinstance(update, Updates)]
+            rest = rest[n_taken:]
+
+        assert len(together) <= len(alone)
+        assert bool(together) == bool(alone)
+        if alone:
+            assert_frame_equal(
+                pl.concat([step.closed for step in together]), pl.concat([step.closed for step in alone])
+            )
+            assert_frame_equal(last_of_each_key(together), last_of_each_key(alone))
+            for word in ("clock_us", "since_us", "begins_us", "late_by_us", "late_histogram", "applied", "behind"):
+                assert getattr(together[-1], word) == getattr(alone[-1], word)
+        assert made["together"].state.to_bytes() == made["alone"].state.to_bytes()
+        snapshots = [made[way].to_snapshot() for way in ("together", "alone")]
+        for word in ("waiting", "clocks", "ended", "begins"):
+            assert snapshots[0][word] == snapshots[1][word]

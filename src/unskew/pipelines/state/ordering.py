@@ -1,5 +1,6 @@
 """One shard of one view inside the flow: when events are applied, which are repeats, and checks of the partitioning."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,6 +21,8 @@ from unskew.pipelines.state.whole import WholeState, without
 LAYOUT = 3
 _READABLE = {2, LAYOUT}
 """Manifests of layout 2 keep no events."""
+MOST_AT_ONCE = 100_000
+"""A step is made at the latest when so many events have come since the last one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +51,39 @@ class Slice:
 
 @dataclass(slots=True)
 class _Waiting:
-    """Events that not every partition's clock has passed yet, and those clocks."""
+    """Events that not every partition's clock has passed yet, and those clocks.
+
+    ``frames``: by partition, in the order of offsets, and so of arrivals.
+    """
 
     clocks: dict[int, int] = field(default_factory=dict)
     ended: set[int] = field(default_factory=set)
-    frames: list[pl.DataFrame] = field(default_factory=list)
+    frames: dict[int, deque[pl.DataFrame]] = field(default_factory=dict)
+
+    def together(self) -> pl.DataFrame | None:
+        """Return all waiting events in one frame, in the order of partitions and offsets; None if there are none."""
+        frames = [frame for _, queue in sorted(self.frames.items()) for frame in queue]
+        return pl.concat(frames) if frames else None
+
+    def split(self, events: pl.DataFrame) -> None:
+        """Let events of any partitions wait that are in the order of offsets for each of them."""
+        for (partition,), part in events.group_by("partition", maintain_order=True):
+            self.frames[partition] = deque([part])
+
+    def take_before(self, clock_us: int | None) -> list[pl.DataFrame]:
+        """Take out the events that arrived before ``clock_us`` (None: all), in the order of partitions and offsets."""
+        taken: list[pl.DataFrame] = []
+        for _, queue in sorted(self.frames.items()):
+            while queue:
+                arrivals = queue[0]["arrival"].to_numpy()
+                n_before = len(arrivals) if clock_us is None else int(np.searchsorted(arrivals, clock_us))
+                if n_before < len(arrivals):
+                    if n_before:
+                        taken.append(queue[0][:n_before])
+                        queue[0] = queue[0][n_before:]
+                    break
+                taken.append(queue.popleft())
+        return taken
 
 
 @dataclass(slots=True)
@@ -113,7 +144,32 @@ class Shard:
             if piece.events is not None:
                 self._siblings.refuse_strangers(self, piece)
             return self._apply(piece.events, max(piece.clock_us, self.state.clock_us or piece.clock_us))
-        return self._take_ordered(piece)
+        self._wait(piece)
+        return self._step(piece.n_partitions)
+
+    def take_all(self, pieces: Sequence[Slice]) -> list[Updates | NothingToCome]:
+        """Apply what may be applied after these slices, as ``take`` does with one after the other, in fewer steps.
+
+        A shard that waits for all partitions makes one step, because what the slices of others release is the same.
+        """
+        taken: list[Updates | NothingToCome | None] = []
+        waiting, n_events = None, 0
+        for piece in pieces:
+            # Which slice gives the shard its clock decides where its coverage begins.
+            if self.state.view.partitioned or self.state.clock_us is None:
+                taken.append(self.take(piece))
+                continue
+            if self.behind:
+                self._note_replay(piece)
+            self._wait(piece)
+            waiting = piece.n_partitions
+            n_events += 0 if piece.events is None else piece.events.height
+            if n_events >= MOST_AT_ONCE:
+                taken.append(self._step(waiting))
+                waiting, n_events = None, 0
+        if waiting is not None:
+            taken.append(self._step(waiting))
+        return [update for update in taken if update is not None]
 
     def _apply(self, events: pl.DataFrame | None, clock_us: int) -> Updates:
         """Apply events, which are in the order in which they count, except those that are repeats."""
@@ -148,7 +204,10 @@ class Shard:
         assert isinstance(self.changelog, WholeState)
         self.state = self.state.without(gone)
         self.changelog.forget(gone)
-        self._waiting.frames = [without(events, gone) for events in self._waiting.frames]
+        waiting = self._waiting.together()
+        self._waiting.frames = {}
+        if waiting is not None:
+            self._waiting.split(without(waiting, gone))
 
     @property
     def dropped(self) -> int:
@@ -187,7 +246,8 @@ class Shard:
         needed = 1 if self.state.view.partitioned else piece.n_partitions
         self.behind = len(self._caught_up) < needed
 
-    def _take_ordered(self, piece: Slice) -> Updates | NothingToCome | None:
+    def _wait(self, piece: Slice) -> None:
+        """Let a slice's events wait until every partition's clock has passed them, and note the clock of its own."""
         waiting = self._waiting
         if self._n_partitions not in {None, piece.n_partitions}:
             raise LayoutError(
@@ -196,14 +256,18 @@ class Shard:
             )
         self._n_partitions = piece.n_partitions
         if piece.events is not None and piece.events.height:
-            waiting.frames.append(piece.events)
+            waiting.frames.setdefault(piece.partition, deque()).append(piece.events)
         if piece.clock_us is not None:
             waiting.clocks[piece.partition] = piece.clock_us
         if piece.ended:
             waiting.ended.add(piece.partition)
         else:
             waiting.ended.discard(piece.partition)
-        running = [partition for partition in range(piece.n_partitions) if partition not in waiting.ended]
+
+    def _step(self, n_partitions: int) -> Updates | NothingToCome | None:
+        """Apply what every partition's clock has passed; None while the shard has no clock but may still get one."""
+        waiting = self._waiting
+        running = [partition for partition in range(n_partitions) if partition not in waiting.ended]
         if any(partition not in waiting.clocks for partition in running) or not waiting.clocks:
             return self._without_clock(ended=not running)
         clock_us = min(waiting.clocks[partition] for partition in running) if running else max(waiting.clocks.values())
@@ -217,26 +281,22 @@ class Shard:
 
     def _release(self, clock_us: int, *, everything: bool) -> pl.DataFrame | None:
         """Take out the events that ``clock_us`` has passed, in the order in which they count."""
-        if not self._waiting.frames:
+        frames = self._waiting.take_before(None if everything else clock_us)
+        if not frames:
             return None
-        events = pl.concat(self._waiting.frames)
-        self._waiting.frames = []
-        if not everything:
-            passed = events["arrival"] < clock_us
-            if not passed.all():
-                self._waiting.frames = [events.filter(~passed)]
-                events = events.filter(passed)
-        # Each partition's events wait in the order of their offsets, which a stable sort keeps. Where many wait, they
-        # are long runs in the order of arrivals, which it only has to merge.
-        order = np.lexsort((events["partition"].to_numpy(), events["arrival"].to_numpy()))
-        return events.rechunk()[order]
+        events = frames[0] if len(frames) == 1 else pl.concat(frames, rechunk=True)
+        arrivals = events["arrival"].to_numpy()
+        if (arrivals[1:] >= arrivals[:-1]).all():
+            return events
+        # Those of each partition are in the order of arrivals already, which a stable sort only has to merge.
+        return events[np.argsort(arrivals, kind="stable")]
 
     def to_snapshot(self) -> dict[str, Any]:
         """Make the changelog durable and return what the shard needs to continue: plain types, events as Arrow IPC.
 
         Raises ``StoreUnavailable`` if the disk fails; the call can then be repeated.
         """
-        frames = self._waiting.frames
+        waiting = self._waiting.together()
         return {
             "layout": LAYOUT,
             "view": self.state.view.id,
@@ -244,7 +304,7 @@ class Shard:
             "changelog": self.changelog.snapshot(self.state, self.dropped).to_bytes(),
             "clocks": dict(self._waiting.clocks),
             "ended": sorted(self._waiting.ended),
-            "waiting": to_ipc(pl.concat(frames)) if frames else b"",
+            "waiting": b"" if waiting is None else to_ipc(waiting),
             "begins": (self._beginning.first_us, self._beginning.missed_us),
         }
 
@@ -271,7 +331,7 @@ class Shard:
         # start.
         waiting = _Waiting(clocks=dict(saved["clocks"]))
         if saved["waiting"]:
-            waiting.frames = [from_ipc(saved["waiting"])]
+            waiting.split(from_ipc(saved["waiting"]))
         manifest = Manifest.from_bytes(saved["changelog"])
         state, repeats = restored(changelogs, view, shard, manifest)
         beginning = _Beginning(*saved.get("begins", ()))
