@@ -101,7 +101,7 @@ class Way:
     def take(self, polls: list[Any]) -> None:
         """Work on polls, stage by stage and not poll by poll, because reading the processor's clock may cost a lot."""
         self._at_ns = time.process_time_ns()
-        routed = [[item for _, item in self._router.route(poll)] for poll in polls]
+        routed = [[item for _, item in self._router.route([poll])] for poll in polls]
         self._took("route")
         stepped = [[self._shards[item.view].take(item) for item in items if hasattr(item, "shard")] for items in routed]
         self._took("shard")

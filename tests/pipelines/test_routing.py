@@ -1,9 +1,11 @@
 """A poll on its way to several views: each gets what it would get if it were alone."""
 
 import io
+from dataclasses import fields
 
 import fastavro
 import numpy as np
+import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
@@ -11,7 +13,7 @@ from unskew.features.definitions import agg
 from unskew.features.definitions.compile import compile as compile_definitions
 from unskew.features.definitions.vocabulary import Entity, Feature, FeatureView, Sliding, Stream
 from unskew.pipelines.decoding.avro import decoder_of
-from unskew.pipelines.kafka.poll import Poll
+from unskew.pipelines.kafka.poll import Poll, Rejected
 from unskew.pipelines.routing import Router, TableRows
 from unskew.pipelines.state.ordering import Slice
 
@@ -26,7 +28,7 @@ SCHEMA = {
     ],
 }
 NOON_US = 1_483_272_000_000_000
-STREAM = Stream("clicks", topic="clicks", schema=SCHEMA, event_time="at")
+STREAM = Stream("clicks", topic="clicks", schema=SCHEMA, event_time="at", key_column="key", headers=["h"])
 USER, ITEM = Entity("user", key="user"), Entity("item", key="item")
 
 
@@ -50,7 +52,7 @@ VIEWS = [
 PLAN = compile_definitions(*VIEWS)
 
 
-def _poll(numbers):
+def _poll(numbers, partition=0, **more):
     values = []
     for place, number in enumerate(numbers):
         body = io.BytesIO()
@@ -60,20 +62,21 @@ def _poll(numbers):
     arrivals = NOON_US + 1_000 + np.arange(len(values))
     return Poll(
         stream="clicks",
-        partition=0,
-        clock_us=NOON_US + 10_000,
+        partition=partition,
+        clock_us=NOON_US + 10_000 + partition,
         ended=False,
-        offsets=np.arange(len(values)),
-        arrivals=arrivals,
-        keys=[None] * len(values),
+        offsets=np.arange(len(values)) + 100 * partition,
+        arrivals=arrivals + partition,
+        keys=[b"k%d" % number for number in range(len(values))],
         values=values,
         rejected=[],
+        **more,
     )
 
 
 def _routed(views, poll):
     (stream,) = PLAN.streams.values()
-    found = list(Router(views, decoder_of(stream), n_partitions=1, n_hashes=2).route(poll))
+    found = list(Router(views, decoder_of(stream), n_partitions=1, n_hashes=2).route([poll]))
     letters = next(item.rows for key, item in found if key.startswith("dead/"))
     return [(key, item) for key, item in found if not isinstance(item, TableRows)], letters
 
@@ -95,3 +98,50 @@ def test_views_that_share_an_evaluation_get_what_each_gets_alone(numbers):
     assert {name for name in ("refuses", "refuses_too") if letters["reason"].str.starts_with(f"{name}.").any()} == (
         {"refuses", "refuses_too"} if any(number > 1 for number in numbers) else set()
     )
+
+
+FOREIGN = [Rejected(7, NOON_US, "past the present", None, b"x")]
+
+
+@pytest.mark.parametrize("n_hashes", [1, 2])
+def test_polls_that_come_together_give_what_each_gives_alone(n_hashes):
+    """Among them are empty ones, records that are not events, others of another schema, and two of one partition."""
+    polls = [
+        _poll([5, 1, 4], 0),
+        _poll([], 1),
+        _poll([2, 3, 9], 2, headers=[(("h", b"1"),), None, ()]),
+        _poll([7], 4, schema_id=1),
+        _poll([8], 4, schema_id=1),
+        _poll([1, 1, 1, 6], 5, schema_id=1),
+        _poll([4, 4], 6, schema_id=1, decided=True),
+        _poll([4], 7, schema_id=2),
+    ]
+    for poll in polls[::2]:
+        poll.values[len(poll.values) // 2] = b"not an event"
+    polls[0].values[0] = None
+    polls[2].rejected.extend(FOREIGN)
+    views = list(PLAN.views.values())
+    (stream,) = PLAN.streams.values()
+
+    def routed(polls_at_once):
+        router = Router(views, decoder_of(stream), n_partitions=8, n_hashes=n_hashes)
+        found = {}
+        for one in polls_at_once:
+            for key, item in router.route(one):
+                found.setdefault(key, []).append(item)
+        return found, router.dead, router.dead_by_kind, router.ignored
+
+    together, *counts_together = routed([polls])
+    alone, *counts_alone = routed([[poll] for poll in polls])
+
+    assert counts_together == counts_alone
+    assert counts_alone[0] > 0
+    assert together.keys() == alone.keys()
+    for key, items in alone.items():
+        for found, expected in zip(together[key], items, strict=True):
+            for field in fields(expected):
+                of_found, of_expected = getattr(found, field.name), getattr(expected, field.name)
+                if isinstance(of_expected, pl.DataFrame) and isinstance(of_found, pl.DataFrame):
+                    assert_frame_equal(of_found, of_expected)
+                else:
+                    assert of_found == of_expected

@@ -518,7 +518,7 @@ def build_flow(
     routed = []
     for topic, source in sources.items():
         polls = op.input(input_of(topic), flow, source)
-        routed.append(op.flat_map(f"{topic.replace('.', '+')}_route", polls, noting(routers[topic].route)))
+        routed.append(op.flat_map_batch(f"{topic.replace('.', '+')}_route", polls, noting(routers[topic].route)))
     items = op.merge("routed", *routed)
     kinds = op.branch("kind", items, lambda item: isinstance(item[1], Slice))
     siblings = Siblings()

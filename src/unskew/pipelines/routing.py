@@ -1,5 +1,6 @@
 """Routing: split a decoded poll into the slices of shards and the rows of tables."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from unskew.features.evaluate import Evaluated, Evaluator
+from unskew.features.evaluate import Evaluator
 from unskew.features.keys import shard_of
 from unskew.features.plan import ViewPlan
 from unskew.features.rejection import Rejection
@@ -15,6 +16,9 @@ from unskew.pipelines.decoding.decoder import Decoded, Decoder, letters
 from unskew.pipelines.kafka.poll import Poll
 from unskew.pipelines.state.journal import Journal, Refused
 from unskew.pipelines.state.ordering import Slice, shard_names
+
+MOST_TOGETHER = 10_000
+"""Polls with at most so many records together are decoded at once; more would take memory and save nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +69,23 @@ class Router:
         """The number of messages that are not meant to be events of the stream."""
         return self._decoder.ignored
 
-    def route(self, poll: Poll) -> Iterator[tuple[str, Slice | TableRows]]:
-        """Return everything that follows from a poll, keyed by shard or table.
+    def route(self, polls: Sequence[Poll]) -> Iterator[tuple[str, Slice | TableRows]]:
+        """Return everything that follows from polls, keyed by shard or table; those of a partition come in its order.
 
-        Every shard of the partition gets a slice, possibly an empty one, so that clocks and epochs reach all of them.
-        So do the partition's two tables.
+        Every shard of a partition gets a slice for each of its polls, possibly an empty one, so that clocks and epochs
+        reach all of them. So do the partition's two tables.
         """
-        decoded = self._decoder.decode(poll)
-        # Make all items before waiting for the journal: the disk works meanwhile.
-        items = list(self._items(poll, decoded))
+        items: list[tuple[str, Slice | TableRows]] = []
+        ticket = 0
+        for group in _alike(polls):
+            events, decoded = self._decoder.decode_together(group)
+            items += self._items(group, events, decoded)
+            if self._journal is not None:
+                for poll, one in zip(group, decoded, strict=True):
+                    ticket = max(ticket, poll.ticket, self._note_refused(self._journal, poll, one))
+        # All items have been made before the wait for the journal: the disk works meanwhile.
         if self._journal is not None:
-            self._journal.ensure(max(poll.ticket, self._note_refused(self._journal, poll, decoded)))
+            self._journal.ensure(ticket)
         return iter(items)
 
     def _note_refused(self, journal: Journal, poll: Poll, decoded: Decoded) -> int:
@@ -96,49 +106,77 @@ class Router:
             default=0,
         )
 
-    def _items(self, poll: Poll, decoded: Decoded) -> Iterator[tuple[str, Slice | TableRows]]:
+    def _items(
+        self, polls: Sequence[Poll], events: pl.DataFrame, decoded: Sequence[Decoded]
+    ) -> Iterator[tuple[str, Slice | TableRows]]:
         topic = self._decoder.topic
-        dead = [decoded.dead]
+        dead = [[one.dead] for one in decoded]
         # Equal events are evaluated once, unless a view refuses some.
-        shared: dict[int, Evaluated] = {}
+        shared: dict[int, list[pl.DataFrame]] = {}
         for view, evaluate, number in self._views:
-            events = None
-            if decoded.events.height:
-                evaluated = shared.get(number) or evaluate(decoded.events)
-                if not evaluated.rejected.height:
-                    shared[number] = evaluated
-                events = evaluated.events
+            of_polls = shared.get(number)
+            if of_polls is None and events.height:
+                evaluated = evaluate(events)
+                of_polls = _by_poll(evaluated.events, "partition", polls)
                 if evaluated.rejected.height:
-                    dead.append(_letters(poll, topic, view.id, evaluated.rejected))
-            yield from slices(
-                view,
-                events,
-                n_hashes=self._n_hashes,
-                partition=decoded.partition,
-                n_partitions=self._n_partitions,
-                clock_us=decoded.clock_us,
-                first_us=poll.first_us,
-                ended=decoded.ended,
-                replaying=poll.replaying,
-                resumed=poll.resumed,
-            )
-        yield (
-            f"archive/{topic}/{decoded.partition}",
-            TableRows(
-                topic,
-                decoded.partition,
-                dead=False,
-                rows=decoded.events,
-                first_us=poll.first_us,
-                clock_us=decoded.clock_us,
-            ),
+                    for poll, letters_, refused in zip(
+                        polls, dead, _by_poll(evaluated.rejected, "_partition", polls), strict=True
+                    ):
+                        if refused.height:
+                            letters_.append(_letters(poll, topic, view.id, refused))
+                else:
+                    shared[number] = of_polls
+            for place, poll in enumerate(polls):
+                yield from slices(
+                    view,
+                    None if of_polls is None else of_polls[place],
+                    n_hashes=self._n_hashes,
+                    partition=poll.partition,
+                    n_partitions=self._n_partitions,
+                    clock_us=poll.clock_us,
+                    first_us=poll.first_us,
+                    ended=poll.ended,
+                    replaying=poll.replaying,
+                    resumed=poll.resumed,
+                )
+        for poll, one, letters_ in zip(polls, decoded, dead, strict=True):
+            part = poll.partition
+            rows = TableRows(topic, part, dead=False, rows=one.events, first_us=poll.first_us, clock_us=poll.clock_us)
+            yield f"archive/{topic}/{part}", rows
+            all_dead = pl.concat(letters_) if len(letters_) > 1 else one.dead
+            self.dead += all_dead.height
+            if all_dead.height:
+                for kind, count in all_dead["kind"].value_counts().iter_rows():
+                    self.dead_by_kind[kind] = self.dead_by_kind.get(kind, 0) + count
+            yield f"dead/{topic}/{part}", TableRows(topic, part, dead=True, rows=all_dead)
+
+
+def _alike(polls: Sequence[Poll]) -> Iterator[list[Poll]]:
+    """Yield polls that can be decoded together, each time in the order of their partitions; see ``Decoder``."""
+    group: list[Poll] = []
+    n_records = 0
+    for poll in polls:
+        fits = not group or (
+            poll.partition > group[-1].partition
+            and (poll.schema_id, poll.decided) == (group[-1].schema_id, group[-1].decided)
+            and n_records + len(poll.values) <= MOST_TOGETHER
         )
-        all_dead = pl.concat(dead) if len(dead) > 1 else decoded.dead
-        self.dead += all_dead.height
-        if all_dead.height:
-            for kind, count in all_dead["kind"].value_counts().iter_rows():
-                self.dead_by_kind[kind] = self.dead_by_kind.get(kind, 0) + count
-        yield f"dead/{topic}/{decoded.partition}", TableRows(topic, decoded.partition, dead=True, rows=all_dead)
+        if not fits:
+            yield group
+            group, n_records = [], 0
+        group.append(poll)
+        n_records += len(poll.values)
+    if group:
+        yield group
+
+
+def _by_poll(rows: pl.DataFrame, column: str, polls: Sequence[Poll]) -> list[pl.DataFrame]:
+    """Return the rows of each poll; rows and polls are in the order of partitions."""
+    if len(polls) == 1:
+        return [rows]
+    partitions = rows[column].to_numpy()
+    begins = np.searchsorted(partitions, [poll.partition for poll in polls]).tolist()
+    return [rows[begin:end] for begin, end in itertools.pairwise([*begins, len(partitions)])]
 
 
 def slices(

@@ -6,7 +6,7 @@ schema is the writer's, and the definition says which schema ids mean it, or the
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -105,12 +105,13 @@ class AvroDecoder(Decoder):
         return found if isinstance(found, Rejection) else None
 
     @override
-    def decode(self, poll: Poll) -> Decoded:
-        # A poll without records tells of its partition too, for example after a restart.
-        if poll.schema_id is not None and self._began.get(poll.place) != poll.schema_id:
-            self._began[poll.place] = poll.schema_id
-            self._compare_beginnings()
-        return super().decode(poll)
+    def decode_together(self, polls: Sequence[Poll]) -> tuple[pl.DataFrame, list[Decoded]]:
+        for poll in polls:
+            # A poll without records tells of its partition too, for example after a restart.
+            if poll.schema_id is not None and self._began.get(poll.place) != poll.schema_id:
+                self._began[poll.place] = poll.schema_id
+                self._compare_beginnings()
+        return super().decode_together(polls)
 
     @override
     def _read(self, poll: Poll, reasons: dict[int, Rejection]) -> Read:

@@ -3,7 +3,7 @@
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -156,23 +156,40 @@ class Decoder(ABC):
 
     def decode(self, poll: Poll) -> Decoded:
         """Decode a poll; every record of it is in ``events`` or in ``dead``, or is counted in ``ignored``."""
+        return self.decode_together([poll])[1][0]
+
+    def decode_together(self, polls: Sequence[Poll]) -> tuple[pl.DataFrame, list[Decoded]]:
+        """Decode polls of different partitions at once, because a poll has a fixed cost.
+
+        Return the events of all, in the order of the polls, and what ``decode`` returns for each. All have the same
+        ``schema_id`` and the same ``decided``.
+        """
+        lengths = [len(poll.values) for poll in polls]
+        bounds = np.cumsum([0, *lengths])
+        together = polls[0] if len(polls) == 1 else _joined(polls)
         reasons: dict[int, Rejection] = {}
-        events = self._no_events
-        if poll.values:
-            rows, frame = self._read(poll, reasons)
-            self.ignored += len(poll.values) - len(rows) - len(reasons)
+        rows, events = np.empty(0, np.int64), self._no_events
+        if together.values:
+            rows, frame = self._read(together, reasons)
+            self.ignored += len(together.values) - len(rows) - len(reasons)
             if self._stream.read_as and len(rows):
                 rows, frame = self._convert(rows, frame, reasons)
             if len(rows):
-                events = self._finish(poll, rows, frame, reasons)
-        return Decoded(
-            stream=poll.stream,
-            partition=poll.partition,
-            clock_us=poll.clock_us,
-            ended=poll.ended,
-            events=events,
-            dead=self._dead(poll, reasons),
-        )
+                partitions = np.repeat(np.array([poll.partition for poll in polls], np.int32), lengths)
+                rows, events = self._finish(together, partitions, rows, frame, reasons)
+        places = np.searchsorted(rows, bounds).tolist()
+        decoded = [
+            Decoded(
+                stream=poll.stream,
+                partition=poll.partition,
+                clock_us=poll.clock_us,
+                ended=poll.ended,
+                events=events if len(polls) == 1 else events[places[number] : places[number + 1]],
+                dead=self._dead(poll, _between(reasons, int(bounds[number]), int(bounds[number + 1]))),
+            )
+            for number, poll in enumerate(polls)
+        ]
+        return events, decoded
 
     def _convert(self, rows: npt.NDArray[np.int64], frame: pl.DataFrame, reasons: dict[int, Rejection]) -> Read:
         """Convert the columns whose way of reading is declared; refuse the rows that cannot be converted."""
@@ -192,8 +209,13 @@ class Decoder(ABC):
         """
 
     def _finish(
-        self, poll: Poll, rows: npt.NDArray[np.int64], frame: pl.DataFrame, reasons: dict[int, Rejection]
-    ) -> pl.DataFrame:
+        self,
+        poll: Poll,
+        partitions: npt.NDArray[np.int32],
+        rows: npt.NDArray[np.int64],
+        frame: pl.DataFrame,
+        reasons: dict[int, Rejection],
+    ) -> Read:
         """Add the columns that do not come from the value; refuse events that are too old."""
         stream = self._stream
         refusals = Refusals(rows, reasons)
@@ -210,14 +232,14 @@ class Decoder(ABC):
         found = [
             *frame.get_columns(),
             *more,
-            pl.Series("_partition", [poll.partition], pl.Int32).new_from_index(0, len(rows)),
+            pl.Series("_partition", partitions[rows]),
             pl.Series("_offset", poll.offsets[rows]),
             arrivals.cast(INSTANT),
             event_times.alias("_event_time"),
         ]
         # Not by queries, each of which would cost more than the few rows of most polls.
         columns = {column.name: column for column in found}
-        return refusals.of(pl.DataFrame([columns[name] for name in self._no_events.columns]))[1]
+        return refusals.of(pl.DataFrame([columns[name] for name in self._no_events.columns]))
 
     def _dead(self, poll: Poll, reasons: Mapping[int, Rejection]) -> pl.DataFrame:
         if not reasons and not poll.rejected:
@@ -246,6 +268,26 @@ class Decoder(ABC):
                 ),
             ],
         )
+
+
+def _joined(polls: Sequence[Poll]) -> Poll:
+    """Return one poll with the records of several, one after the other."""
+    headers = None
+    if any(poll.headers for poll in polls):
+        headers = [of_one for poll in polls for of_one in poll.headers or [None] * len(poll.values)]
+    return replace(
+        polls[0],
+        offsets=np.concatenate([poll.offsets for poll in polls]),
+        arrivals=np.concatenate([poll.arrivals for poll in polls]),
+        keys=[key for poll in polls for key in poll.keys],
+        values=[value for poll in polls for value in poll.values],
+        headers=headers,
+    )
+
+
+def _between(reasons: Mapping[int, Rejection], begin: int, end: int) -> dict[int, Rejection]:
+    """Return the reasons for the rows of one of several polls, by their places in it."""
+    return {row - begin: why for row, why in reasons.items() if begin <= row < end}
 
 
 def letters(topic: str, partition: int, view: str | None, refused: Iterable[Refused]) -> pl.DataFrame:
