@@ -1,6 +1,6 @@
 """Measure the latency from produce to readable in Redis on a live topic, at fixed rates, for both kinds of shard.
 
-    python benchmarks/bench_latency.py [--rates 1000 10000 50000] [--seconds 60] [--probes 200] [--settle 10ms]
+    python benchmarks/bench_latency.py [--rates 1000 10000 50000] [--views 1] [--seconds 60] [--probes 200]
 
 Quantiles are p50, p99 and p99.9. There are four processes: the broker and Valkey (this process), the pipeline (the
 function that ``unskew run --idle wall`` calls, with other waits of the Kafka client), a producer and a prober. The
@@ -88,6 +88,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     folder: str
     first_ns: int = 0
     journal: bool = True
+    views: int = 1
 
     @property
     def n_events(self) -> int:
@@ -124,7 +125,9 @@ def the_plan(case: Case) -> Plan:
         for extent in ("5m", "1h", "30d")
         for name, aggregation in (("count", agg.count()), ("sum", agg.sum("amount")), ("max", agg.max("amount")))
     ]
-    return compile_definitions(FeatureView(VIEW, entity=Entity("user", key="user"), stream=stream, features=features))
+    names = [VIEW, *(f"{VIEW}_{number}" for number in range(1, case.views))]
+    user = Entity("user", key="user")
+    return compile_definitions(*(FeatureView(name, entity=user, stream=stream, features=features) for name in names))
 
 
 def pipeline(case: Case) -> None:
@@ -429,6 +432,7 @@ def main() -> None:
     parser.add_argument("--probes", type=int, default=200, help="probes per second")
     parser.add_argument("--entities", type=int, default=100_000)
     parser.add_argument("--partitions", type=int, default=4)
+    parser.add_argument("--views", type=int, default=1, help="views with the same nine features; the first is read")
     parser.add_argument("--settle", default="10ms")
     parser.add_argument("--fetch-wait", type=int, default=1)
     parser.add_argument("--linger", type=float, default=5.0)
@@ -442,7 +446,7 @@ def main() -> None:
         return
     print(
         f"{platform.machine()}, {os.cpu_count()} cores for broker, Valkey, pipeline, producer and prober together; "
-        f"{given.partitions} partitions, {given.entities:,} entities (Zipf 1.1), {given.probes} probes a second, "
+        f"{given.partitions} partitions, {given.views} views, {given.entities:,} entities (Zipf 1.1), {given.probes} probes a second, "
         f"{given.seconds:.0f} s after {given.warm_up:.0f} s of warm-up; linger.ms {given.linger:g}, "
         f"fetch.wait.max.ms {given.fetch_wait}, an epoch every {given.epoch:g} s. Milliseconds.\n"
     )
@@ -470,6 +474,7 @@ def main() -> None:
                     linger_ms=given.linger,
                     epoch_s=given.epoch,
                     folder=folder,
+                    views=given.views,
                 )
                 broker.create_topic(case.name, case.partitions)
                 print(row(case), flush=True)

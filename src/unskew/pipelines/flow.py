@@ -25,7 +25,7 @@ from unskew.features.shard_state import ShardState
 from unskew.features.updates import NothingToCome, Updates
 from unskew.pipelines.cluster import Failures
 from unskew.pipelines.kafka.source import KafkaSource
-from unskew.pipelines.kafka.turns import ALWAYS_DUE
+from unskew.pipelines.kafka.turns import ALWAYS_DUE, Turns
 from unskew.pipelines.progress import Epochs, Progress
 from unskew.pipelines.routing import Router, TableRows
 from unskew.pipelines.state.changelog import Changelog, Changelogs
@@ -423,7 +423,9 @@ class _ParquetPart(StatefulSinkPartition[Any, dict[str, Any]]):
 class RedisSink(_Sink):
     """Current values for Redis, through one writer that all partitions of the process share.
 
-    ``scrub_us``: the time in which all values are compared with Redis once; None for never.
+    What the items of one turn change is sent together, before the next turn: a request for each shard and view would
+    cost more than the values of a few events. ``scrub_us``: the time in which all values are compared with Redis once;
+    None for never.
     """
 
     def __init__(
@@ -434,9 +436,12 @@ class RedisSink(_Sink):
         shards: Shards,
         server: Patience,
         epochs: Epochs,
+        turns: Turns,
         scrub_us: int | None = None,
     ) -> None:
         self.scrub_us = scrub_us
+        self.turns = turns
+        turns.before_turn, turns.before_rest = self.send, partial(self.send, resting=True)
         self.now_us = now_us
         self.views = _views_by_id(plan)
         self.server = server
@@ -457,9 +462,10 @@ class RedisSink(_Sink):
             )
             self._begun = True
 
-    def rest(self) -> None:
-        """Send what waits, because the flow rests."""
-        self.server.until_done(lambda: self.writer.flush_if_due(self.now_us(), resting=True))
+    def send(self, *, resting: bool = False) -> None:
+        """Send what waits, if it is due; ``resting``: the flow rests."""
+        if self.writer.has_work:
+            self.server.until_done(lambda: self.writer.flush_if_due(self.now_us(), resting=resting))
 
 
 class _RedisPart(StatefulSinkPartition[Step, None]):
@@ -481,7 +487,9 @@ class _RedisPart(StatefulSinkPartition[Step, None]):
                 self._writer.compare(step, self._now_us())
             else:
                 self._writer.add(step)
-        self._sink.server.until_done(lambda: self._writer.flush_if_due(self._now_us()))
+        if not self._sink.turns.come:
+            # Other processes give this one all that it gets.
+            self._sink.send()
 
     def snapshot(self) -> None:
         with self._sink.epochs.snapshot("sink"):

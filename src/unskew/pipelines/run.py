@@ -507,8 +507,16 @@ def _wire(
         seeds,
         opened.aside,
     )
-    redis = RedisSink(plan, opened.writer, wall_us, topics.shards, opened.server, progress.epochs, deployment.scrub_us)
-    topics.turns.before_rest = redis.rest
+    redis = RedisSink(
+        plan,
+        opened.writer,
+        wall_us,
+        topics.shards,
+        opened.server,
+        progress.epochs,
+        topics.turns,
+        deployment.scrub_us,
+    )
 
     known = topics.known
 

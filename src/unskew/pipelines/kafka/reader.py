@@ -516,6 +516,7 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         ``DefinitionError`` for a live topic with producer timestamps and without a settle.
         """
         reader, options = self._reader, self._reader.options
+        options.turns.begin(self)
         # Most turns of a quiet topic with many partitions end here: another partition has just looked for records.
         if reader.looked_in == options.turns.round and not self._queue and self._due_s > reader.looked_s:
             options.turns.taken(self, reader, gave=False, wait_s=self._due_s - reader.looked_s)
@@ -852,4 +853,5 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
 
     @override
     def close(self) -> None:
+        self._reader.options.turns.left(self)
         self._reader.remove(self)

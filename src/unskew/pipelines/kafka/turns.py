@@ -27,18 +27,35 @@ class Turns:
     """The turns of all partitions of a process since one of them last gave an item.
 
     ``longest_s``: the longest rest. A process to which others send items must look for them every millisecond, because
-    only its own records end a rest. ``before_rest``: called before each rest; what waits for more to come should not
-    wait for that. ``round``: the number of the present round; it grows with each rest and each item.
+    only its own records end a rest. ``before_turn``: called before each turn, when the items of earlier turns have
+    passed through the flow. ``before_rest``: called before each rest; what waits for more to come should not wait for
+    that. ``round``: the number of the present round; it grows with each rest and each item.
     """
 
     def __init__(self, longest_s: float = LONGEST_S, rest: Callable[[float], None] = time.sleep) -> None:
         self.round = 0
+        self.before_turn: Callable[[], None] = lambda: None
         self.before_rest: Callable[[], None] = lambda: None
+        self._taking: set[object] = set()
         self._longest_s = longest_s
         self._rest = rest
         self._idle: set[object] = set()
         self._readers: set[Awaiting] = set()
         self._wait_s = longest_s
+
+    @property
+    def come(self) -> bool:
+        """Whether any partition of the process still takes turns."""
+        return bool(self._taking)
+
+    def begin(self, partition: object) -> None:
+        """Note that a partition's turn begins."""
+        self._taking.add(partition)
+        self.before_turn()
+
+    def left(self, partition: object) -> None:
+        """Note that a partition takes no more turns."""
+        self._taking.discard(partition)
 
     def taken(self, partition: object, reader: Awaiting, *, gave: bool, wait_s: float = SHORTEST_S) -> None:
         """Note a turn of a partition; rest if all have had one and gave nothing.

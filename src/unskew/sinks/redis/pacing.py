@@ -40,6 +40,11 @@ class Pacing:
         sending = self._sending  # Read once, because metrics read this from another thread.
         return self.gathered.n_rows + (0 if sending is None else sending[0].n_rows)
 
+    @property
+    def has_work(self) -> bool:
+        """Whether anything waits, or a batch in flight is to be awaited."""
+        return self._sending is not None or bool(self.gathered.clocks)
+
     def interval_us(self, now_us: int) -> int:
         """Return how long rows are gathered before they are sent: it grows with the newest clock's lag, up to 1 s."""
         if self.gathered.newest_clock_us is None:

@@ -349,6 +349,11 @@ class RedisWriter:
         if ledger != self._ledgers.get(name):
             self._ledgers[name] = self._pacing.gathered.ledgers[name] = ledger
 
+    @property
+    def has_work(self) -> bool:
+        """Whether anything waits to be sent, or to be acknowledged."""
+        return self._pacing.has_work
+
     def interval_us(self, now_us: int) -> int:
         """Return how long rows are gathered before they are sent: it grows with the newest clock's lag, up to 1 s."""
         return self._pacing.interval_us(now_us)
@@ -357,7 +362,7 @@ class RedisWriter:
         """Begin a flush if the interval since the last one is over or very many rows wait; return true if it began.
 
         ``now_us``: the present, microseconds. ``resting``: the flow has nothing else to do, so clocks without rows need
-        not wait for others. Nothing is flushed without a call: call this after every step, and
+        not wait for others. Nothing is flushed without a call: call this after every turn, and
         ``flush`` before a snapshot. Raises what ``flush`` raises, also for a batch begun earlier.
         """
         return self._pacing.flush_if_due(now_us, resting=resting)
