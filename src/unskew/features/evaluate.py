@@ -8,6 +8,7 @@ import polars as pl
 
 from unskew.features.keys import encode_keys
 from unskew.features.plan import ValuePlan, ViewPlan
+from unskew.features.selecting import select
 
 # Exact sums hold |x| < 2**62 (see the kernel's arithmetic).
 FLOAT_LIMIT = 2.0**62
@@ -126,7 +127,8 @@ class Evaluator:
         """Filter and evaluate decoded events; those for which an expression fails are rejected."""
         narrow = [column for column in map(decoded.get_column, self._read) if column.dtype in _WIDE]
         if narrow:
-            decoded = decoded.with_columns(column.cast(_WIDE[column.dtype]) for column in narrow)
+            wide = {column.name: column.cast(_WIDE[column.dtype]) for column in narrow}
+            decoded = pl.DataFrame([wide.get(column.name, column) for column in decoded.get_columns()])
         return self._in_halves(decoded)
 
     def _in_halves(self, decoded: pl.DataFrame) -> Evaluated:
@@ -149,10 +151,10 @@ class Evaluator:
         if self._where is not None:
             decoded = decoded.filter(self._where)
         keys = encode_keys(decoded, self._view.entity)
-        events = decoded.select(self._columns).insert_column(0, keys)
+        events = select(decoded, self._columns).insert_column(0, keys)
         bad = events.drop_in_place(_BAD) if self._tests_always else None
         if self._bad is not None and not all(_fits(events.get_column(name)) for name in self._floats):
-            bad = decoded.select(self._bad.alias(_BAD)).to_series()
+            bad = select(decoded, self._bad.alias(_BAD)).to_series()
         if not keys.null_count() and (bad is None or not bad.any()):
             return Evaluated(events, NOTHING_REJECTED)
         flags = keys.is_null() if bad is None else keys.is_null() | bad

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import polars as pl
 
 from unskew.features.errors import RequestError
+from unskew.features.selecting import select
 from unskew.features.view import ViewEntity
 
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-~")
@@ -83,7 +84,7 @@ def encode_keys(frame: pl.DataFrame, entity: ViewEntity) -> pl.Series:
     if len(parts) == 1:
         return parts[0].alias("key")
     columns = pl.DataFrame([part.alias(str(index)) for index, part in enumerate(parts)])
-    return columns.select(pl.concat_str(pl.all(), separator="|").alias("key")).to_series()
+    return select(columns, pl.concat_str(pl.all(), separator="|").alias("key")).to_series()
 
 
 def decode_keys(keys: pl.Series, entity: ViewEntity) -> pl.DataFrame:

@@ -25,6 +25,7 @@ from unskew.features.kernel.tallies import most_tally_items
 from unskew.features.kernel.tiles import lines, links_of, most_chunks, with_more
 from unskew.features.keys import decode_keys
 from unskew.features.plan import ViewPlan
+from unskew.features.selecting import select
 from unskew.features.text_buffers import Keys, read_only
 from unskew.features.updates import LATE_BOUNDS_US, Updates
 
@@ -528,7 +529,7 @@ class ShardState:
         columns = self._features(words, present)
         if not self.view.derived:
             return columns
-        derived = pl.DataFrame(columns).select(plan.expr.alias(plan.name) for plan in self.view.derived)
+        derived = select(pl.DataFrame(columns), (plan.expr.alias(plan.name) for plan in self.view.derived))
         return [*columns, *derived.get_columns()]
 
     def _features(self, words: npt.NDArray[np.int64], present: npt.NDArray[np.int64]) -> list[pl.Series]:

@@ -48,6 +48,12 @@ class Keys(NamedTuple):
         )
         return pl.Series(name, array)
 
+    def chosen(self, chosen: npt.NDArray[np.bool_]) -> "Keys":
+        """Return the keys for which ``chosen`` is true, in their order."""
+        lengths = np.diff(self.offsets)
+        data = self.data[self.offsets[0] : self.offsets[-1]][np.repeat(chosen, lengths)]
+        return Keys(np.concatenate(([0], np.cumsum(lengths[chosen]))), data)
+
     def hashes(self) -> npt.NDArray[np.uint64]:
         """Return the hash of every key, as ``hash_bytes``."""
         found = np.empty(len(self.offsets) - 1, np.uint64)

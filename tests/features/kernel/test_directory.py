@@ -107,3 +107,12 @@ def test_keys_are_in_the_order_of_their_bytes_whatever_they_begin_with(prefix: s
     order = _keys(texts).order().tolist()
 
     assert [texts[place].encode() for place in order] == sorted(text.encode() for text in texts)
+
+
+@pytest.mark.parametrize("chosen", [[], [0], [1, 3], [0, 1, 2, 3]], ids=str)
+def test_chosen_keys_are_those_that_a_filter_leaves(chosen):
+    texts = pl.Series(["", "straße", "x", "", "y"])
+    keys = Keys.of(texts[1:])
+    flags = np.isin(np.arange(4), chosen)
+
+    assert keys.chosen(flags).to_series("").to_list() == texts[1:].filter(pl.Series(flags)).to_list()

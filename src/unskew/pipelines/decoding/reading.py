@@ -104,6 +104,7 @@ class Reading:
         self._plain = fastavro.parse_schema(without_logical_types(writer))
         self._ranges = {field.name: _RANGES[field.kind] for field in avro_fields(writer) if field.kind in _RANGES}
         self._in_one_piece = InOnePiece(topic)
+        self._nothing = pl.DataFrame(schema=self._wire.shape)
 
     def read(
         self,
@@ -124,7 +125,7 @@ class Reading:
         if len(good) < len(rows):
             rest = np.flatnonzero(~passed)
             parts.append(self._read_each(rows[rest], [values[at] for at in rest.tolist()], reasons, accepted))
-        read, frame = merged(parts, pl.DataFrame(schema=self._wire.shape))
+        read, frame = merged(parts, self._nothing)
         refusals = Refusals(read, reasons)
         return refusals.of(self._resolution.apply(frame, refusals)) if len(read) else (read, frame)
 

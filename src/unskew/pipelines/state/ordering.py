@@ -357,18 +357,17 @@ class Siblings:
         others = [other for other in self._shards[_place(shard)] if other is not shard]
         if not others or piece.events is None or piece.events.height == 0:
             return
-        keys = piece.events["key"]
-        unknown = ~shard.state.holds(Keys.of(keys))
+        keys = Keys.of(piece.events["key"])
+        unknown = ~shard.state.holds(keys)
         if not unknown.any():
             return
-        new = keys.filter(pl.Series(unknown)).unique()
-        batch = Keys.of(new)
+        new = keys.chosen(unknown)
         for other in others:
-            known = other.knows(batch)
+            known = other.knows(new)
             if known.any():
                 view = shard.state.view
                 raise LayoutError(
-                    f"{view.name}: entity {new.filter(pl.Series(known))[0]} came in partition {piece.partition} "
+                    f"{view.name}: entity {new.chosen(known).to_series('')[0]} came in partition {piece.partition} "
                     f"({shard.state.shard}) and before that in {other.state.shard}, but stream {view.stream.name} declares "
                     f"partitioned_by {', '.join(view.stream.partitioned_by)}; partition the topic by that key, "
                     "or drop partitioned_by, and start from an empty state directory"

@@ -23,6 +23,7 @@ import numpy.typing as npt
 import polars as pl
 
 from unskew.features.plan import ViewPlan
+from unskew.features.selecting import select
 from unskew.features.text_buffers import Keys, read_only
 from unskew.features.types import INT64, STRING
 from unskew.sinks.redis import resp_bytes
@@ -89,7 +90,7 @@ class RowEncoder:
             return Commands(b"", 0)
         columns = {column.name: column for column in rows.get_columns()}
         if self._texts:
-            columns |= {column.name: column for column in rows.select(self._texts).get_columns()}
+            columns |= {column.name: column for column in select(rows, self._texts).get_columns()}
         missing = np.zeros((len(self._fields), rows.height), np.bool_)
         sources = np.empty(len(self._fields), np.int64)
         numbers: list[npt.NDArray[np.int64]] = []
