@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from unskew.features.plan import ViewPlan
-from unskew.features.updates import LATE_BOUNDS_US, Updates
+from unskew.features.updates import LATE_BOUNDS_US, ClosedRows, Updates
 from unskew.sinks.tables.layout import log_schema
 
 
@@ -67,7 +67,7 @@ def updates(
         shard=shard,
         clock_us=clock_us,
         since_us=since_us,
-        closed=closed(view, log_rows),
+        rows=ClosedRows(closed(view, log_rows)),
         current=current(view, rows),
         late=(0,) * len(view.windows),
         late_by_us=(0,) * len(view.windows),

@@ -1,6 +1,6 @@
 """The state of one view in one shard: it applies batches and reads rows."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import BinaryIO
 
@@ -19,6 +19,7 @@ from unskew.features.kernel.items import fill_slots
 from unskew.features.kernel.packed import PACKED_WORDS
 from unskew.features.kernel.program import Column, Program, lower, value_width
 from unskew.features.kernel.results import column, series
+from unskew.features.kernel.row_words import RowWords
 from unskew.features.kernel.sealed import sealed, unseal
 from unskew.features.kernel.state import Batch, Rows, State
 from unskew.features.kernel.tallies import most_tally_items
@@ -27,7 +28,7 @@ from unskew.features.keys import decode_keys
 from unskew.features.plan import ViewPlan
 from unskew.features.selecting import select
 from unskew.features.text_buffers import Keys, read_only
-from unskew.features.updates import LATE_BOUNDS_US, Updates
+from unskew.features.updates import LATE_BOUNDS_US, ClosedRows, Updates, frames
 
 LAYOUT = 1
 _MAGIC = b"unskew\x00V"
@@ -37,6 +38,8 @@ _MIN_ROWS = 1024
 _MIN_ITEMS = 64
 _FREED_AT_ONCE = 1 << 23
 _MIN_TEXTS = 1024
+FEW_ROWS = 1_000
+"""Fewer closed rows of a step stay words; making a frame of many at once costs less than copying them."""
 _MOST_ROW_WORDS = 2_000_000
 _INSTANT = pl.Datetime("us", "UTC")
 _CAUSES = pl.Series("cause", ["hop", "event"])
@@ -72,7 +75,7 @@ class ShardState:
         self._as_texts = as_texts | {column for column in accumulators[:, w.A_BY].tolist() if column >= 0}
         self._enters_late = bool((self._program.windows[:, w.W_KIND] == w.CLOSED).any())
         # Most steps of a quiet shard change nothing, so their frames without rows are made once.
-        self._no_closed: pl.DataFrame | None = None
+        self._no_closed: ClosedRows | None = None
         self._no_current: pl.DataFrame | None = None
         self._numbers_of = np.empty(0, np.int32)
         self._scratch = np.empty_like(self._empty)
@@ -205,7 +208,7 @@ class ShardState:
         if self._is_quiet(events, clock_us):
             return self._unchanged(clock_us)
         late_before, _ = self.late_events()
-        chunks: list[pl.DataFrame] = []
+        chunks: list[ClosedRows] = []
         self._run(self._own_events(events, clock_us), clock_us, lambda rows: chunks.append(self._closed(rows)))
         late, late_by = self.late_events()
         updates = Updates(
@@ -213,7 +216,7 @@ class ShardState:
             shard=self.shard,
             clock_us=clock_us,
             since_us=self.since_us,
-            closed=pl.concat(chunks) if chunks else self._closed(new_rows(self._program.value_words, 0)),
+            rows=_in_one(chunks) if chunks else self._nothing_closed(),
             current=self._current(),
             late=tuple((late - late_before).sum(axis=1).tolist()),
             late_by_us=tuple(late_by.tolist()),
@@ -247,7 +250,7 @@ class ShardState:
             shard=self.shard,
             clock_us=clock_us,
             since_us=self.since_us,
-            closed=self._no_closed,
+            rows=self._no_closed,
             current=self._no_current,
             late=(0,) * len(late),
             late_by_us=tuple(late_by.tolist()),
@@ -285,7 +288,7 @@ class ShardState:
                 shard=self.shard,
                 clock_us=int(state.scalars[w.S_CLOCK]),
                 since_us=self.since_us,
-                closed=self._closed(new_rows(self._program.value_words, 0)),
+                rows=self._nothing_closed(),
                 current=self._current(),
                 late=(0,) * len(late),
                 late_by_us=tuple(late_by.tolist()),
@@ -462,34 +465,51 @@ class ShardState:
         reset_rows(self._program, self._state.entities, fresh, self._empty, self._empty_present)
         return rows
 
-    def _closed(self, rows: Rows) -> pl.DataFrame:
-        count = int(rows.n[0])
-        if count == 0 and self._no_closed is not None:
-            return self._no_closed
+    def _nothing_closed(self) -> ClosedRows:
+        if self._no_closed is None:
+            rows = new_rows(self._program.value_words, 0)
+            self._no_closed = ClosedRows(self._frame([RowWords.of(rows, self.directory.gather(rows.row))], self.seq))
+        return self._no_closed
+
+    def _closed(self, rows: Rows) -> ClosedRows:
+        """Return rows that the kernel wrote, at least one, which are copied."""
+        count, first = int(rows.n[0]), self.seq
+        self.seq += count
+        # Numbers of texts may stand for others later.
+        if count < FEW_ROWS and not self._as_texts:
+            words = RowWords.of(rows, self.directory.gather(rows.row[:count]))
+            return ClosedRows.of(words, count, first, self._frame)
         keys, number = self._distinct(rows.row[:count])
-        instants = rows.instant[:count]
-        order = _by_key_at_one_instant(instants, keys, number)
-        entity = decode_keys(keys.to_series("key"), self.view.entity)
+        return ClosedRows(self._frame([RowWords.of(rows, keys)], first, number))
+
+    def _frame(
+        self, steps: Sequence[RowWords], first: int, number: npt.NDArray[np.int32] | None = None
+    ) -> pl.DataFrame:
+        """Return the rows of successive steps as one frame; ``first`` is the ``seq`` of the first of them.
+
+        ``number``: for each row the number of its key; None if each has its own.
+        """
+        words = RowWords.joined(steps)
+        if number is None:
+            number = np.arange(len(words.instants), dtype=np.int32)
+        order = _by_key_at_one_instant(words.instants, words.keys, number)
+        entity = decode_keys(words.keys.to_series("key"), self.view.entity)
         places = number[order]
-        if len(entity) != count or (places[1:] < places[:-1]).any():
+        if len(entity) != len(order) or (places[1:] < places[:-1]).any():
             entity = entity[places]
-        caused = rows.cause[:count][order] & w.CAUSE_EVENT != 0
-        closed = pl.DataFrame(
+        caused = words.caused[order]
+        return pl.DataFrame(
             [
                 *entity.get_columns(),
-                *self._outputs(_taken(rows.values, order), rows.present[order]),
-                pl.Series("available_at", instants[order]).cast(_INSTANT),
-                series("event_time", rows.event_time[:count][order], caused).cast(_INSTANT),
-                series("partition", rows.partition[:count][order].astype(np.int32), caused),
-                series("offset", rows.offset[:count][order], caused),
+                *self._outputs(_taken(words.values, order), words.present[order]),
+                pl.Series("available_at", words.instants[order]).cast(_INSTANT),
+                series("event_time", words.event_times[order], caused).cast(_INSTANT),
+                series("partition", words.partitions[order].astype(np.int32), caused),
+                series("offset", words.offsets[order], caused),
                 _CAUSES[caused.astype(np.uint32)],
-                pl.Series("seq", np.arange(self.seq, self.seq + count, dtype=np.int64)),
+                pl.Series("seq", np.arange(first, first + len(order), dtype=np.int64)),
             ]
         )
-        self.seq += count
-        if count == 0:
-            self._no_closed = closed
-        return closed
 
     def _distinct(self, rows: npt.NDArray[np.int32]) -> tuple[Keys, npt.NDArray[np.int32]]:
         """Return the keys of entity rows, each once, and for every one of ``rows`` the number of its key."""
@@ -561,6 +581,11 @@ class ShardState:
         rows = self._texts.rows()
         remove_rows(self._texts.arrays, rows[~used[rows]])
         self._texts_swept_at = max(_MIN_TEXTS, 2 * len(self._texts))
+
+
+def _in_one(chunks: Sequence[ClosedRows]) -> ClosedRows:
+    """Return the rows of one step, which the kernel wrote piece by piece."""
+    return chunks[0] if len(chunks) == 1 else ClosedRows(pl.concat(frames(chunks)))
 
 
 def _by_key_at_one_instant(

@@ -3,6 +3,7 @@
 The hash finds them in tables and chooses their shard.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,6 +54,13 @@ class Keys(NamedTuple):
         lengths = np.diff(self.offsets)
         data = self.data[self.offsets[0] : self.offsets[-1]][np.repeat(chosen, lengths)]
         return Keys(np.concatenate(([0], np.cumsum(lengths[chosen]))), data)
+
+    @classmethod
+    def joined(cls, parts: Sequence["Keys"]) -> "Keys":
+        """Return the keys of all parts, one part after the other."""
+        lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+        data = np.concatenate([part.data[part.offsets[0] : part.offsets[-1]] for part in parts])
+        return cls(np.concatenate(([0], np.cumsum(lengths))), data)
 
     def hashes(self) -> npt.NDArray[np.uint64]:
         """Return the hash of every key, as ``hash_bytes``."""

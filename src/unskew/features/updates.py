@@ -1,14 +1,68 @@
 """Updates: the output of one step of one shard, and the input of sinks."""
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import groupby
+from typing import Any, Literal
 
 import polars as pl
+from typing_extensions import override
 
 from unskew.features.plan import ViewPlan
 from unskew.features.time import DAY_US, HOUR_US, MINUTE_US, SECOND_US
 
 LATE_BOUNDS_US = (SECOND_US, 10 * SECOND_US, MINUTE_US, 10 * MINUTE_US, HOUR_US, 6 * HOUR_US, DAY_US)
+
+
+Make = Callable[[Sequence[Any], int], pl.DataFrame]
+"""Makes one frame of the words of successive steps; it gets the ``seq`` of the first row, which the others follow."""
+
+
+class ClosedRows:
+    """The closed rows of one step: a frame, or words of which a frame is made when it is asked for.
+
+    Making a frame has a fixed cost, which is several times the kernel's work on a few events, and a log needs its rows
+    only at the end of an epoch. ``height``: their number. ``first``: the ``seq`` of the first row. ``words``: None once
+    there is a frame.
+    """
+
+    __slots__ = ("_frame", "first", "height", "words")
+
+    def __init__(self, frame: pl.DataFrame) -> None:
+        self.height = frame.height
+        self.first = int(frame.item(0, "seq")) if frame.height else 0
+        self.words: tuple[Make, Any] | None = None
+        self._frame: pl.DataFrame | None = frame
+
+    @classmethod
+    def of(cls, words: Any, height: int, first: int, make: Make) -> "ClosedRows":
+        """Return at least one row, as words."""
+        rows = object.__new__(cls)
+        rows.height, rows.first, rows.words, rows._frame = height, first, (make, words), None
+        return rows
+
+    def frame(self) -> pl.DataFrame:
+        """Return the rows as a frame; it is made once."""
+        if self._frame is None:
+            (self._frame,) = frames([self])
+            self.words = None
+        return self._frame
+
+    @override
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ClosedRows, (self.frame(),)
+
+
+def frames(steps: Iterable[ClosedRows]) -> Iterator[pl.DataFrame]:
+    """Yield the rows of successive steps of one shard as frames, in their order and as few as possible."""
+    for are_words, group in groupby(steps, lambda step: step.words is not None):
+        of_group = list(group)
+        held = [step.words for step in of_group if step.words is not None]
+        if are_words:
+            make = held[0][0]
+            yield make([words for _, words in held], of_group[0].first)
+        else:
+            yield from (step.frame() for step in of_group if step.height)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +73,8 @@ class Updates:
     None before the first. ``begins_us``: it has seen nothing before this instant; earlier than ``since_us`` if the view
     was added while partitions were unevenly far, None if not known.
 
-    ``closed``: one row per (closed instant, entity) at which a value changed, in the order of ``seq``. Its columns:
+    ``rows``: the closed rows, and ``closed`` as a frame: one row per (closed instant, entity) at which a value changed,
+    in the order of ``seq``. Its columns:
     entity keys, one for each of the view's ``outputs``, ``available_at``, ``event_time``, ``partition``, ``offset``,
     ``cause``, ``seq``.
 
@@ -46,7 +101,7 @@ class Updates:
     shard: str
     clock_us: int
     since_us: int | None
-    closed: pl.DataFrame
+    rows: ClosedRows
     current: pl.DataFrame
     late: tuple[int, ...]
     late_by_us: tuple[int, ...]
@@ -58,6 +113,11 @@ class Updates:
     scrub: Literal["part", "last"] | None = None
     behind: bool = False
     begins_us: int | None = None
+
+    @property
+    def closed(self) -> pl.DataFrame:
+        """The closed rows as a frame."""
+        return self.rows.frame()
 
     @property
     def late_total(self) -> tuple[int, ...]:

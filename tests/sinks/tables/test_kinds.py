@@ -5,7 +5,7 @@ from tests.support.plans import DAY, Wanted, sliding, view
 from tests.support.updates import ledger_after, updates
 from unskew.features.errors import LayoutError
 from unskew.features.ledger import LateEvents
-from unskew.sinks.tables.kinds import DEAD_LETTER_SCHEMA, ArchiveTable, DeadLetterTable, LogTable
+from unskew.sinks.tables.kinds import DEAD_LETTER_SCHEMA, MOST_WAITING, ArchiveTable, DeadLetterTable, LogTable
 from unskew.sinks.tables.layout import INSTANT, coverage_file, published_files, read_coverage
 
 VISITS = view(Wanted("n", "count", sliding(DAY, DAY)), name="visits")
@@ -129,3 +129,19 @@ def test_dead_letters_without_saved_state_beside_published_ones_are_an_error(tmp
 
     with pytest.raises(LayoutError, match="earlier run"):
         DeadLetterTable(tmp_path, "t", "p0", None)
+
+
+def test_rows_of_small_steps_wait_until_they_are_staged_or_many(tmp_path):
+    table = log(tmp_path)
+    for seq in range(3):
+        table.append(updates(VISITS, 10 + seq, log_rows=[row(seq)]))
+    assert (table.next_sequence, table.n_buffered) == (3, 3)
+    table.append(updates(VISITS, 50, log_rows=[row(seq) for seq in range(3, MOST_WAITING)]))
+    assert (table.next_sequence, table.n_buffered) == (MOST_WAITING, MOST_WAITING)
+    table.append(updates(VISITS, 60, log_rows=[row(MOST_WAITING)]))
+    table.snapshot()
+    assert table.n_buffered == 0
+    table.settle()
+
+    files = [pl.read_parquet(path) for path in sorted((tmp_path / "visits" / "v1").rglob("*.parquet"))]
+    assert pl.concat(files).sort("seq")["seq"].to_list() == list(range(MOST_WAITING + 1))

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from unskew.features.ledger import NOTHING_LATE, ledger_of, written
 from unskew.features.plan import ViewPlan
-from unskew.features.updates import NothingToCome, Updates
+from unskew.features.updates import ClosedRows, NothingToCome, Updates, frames
 from unskew.sinks.tables.aside import Aside
 from unskew.sinks.tables.layout import (
     EVENTS,
@@ -41,6 +41,8 @@ DEAD_LETTER_SCHEMA: Mapping[str, pl.DataType] = {
 }
 
 _ENDED = "ended"
+MOST_WAITING = 4_000
+"""So many closed rows wait for others at most, before one frame is made of them."""
 
 
 class _Staged:
@@ -91,6 +93,8 @@ class LogTable(_Staged):
     ) -> None:
         self._shard = shard
         self._ledger = NOTHING_LATE
+        self._waiting: list[ClosedRows] = []
+        self._n_waiting = 0
         self._schema = log_schema(view)
         self._now_us = now_us
         self._table = StagedTable(
@@ -108,27 +112,29 @@ class LogTable(_Staged):
 
     @property
     def next_sequence(self) -> int:
-        return self._table.next_sequence
+        return self._table.next_sequence + self._n_waiting
 
     @property
     def n_buffered(self) -> int:
         """The number of rows appended since the last snapshot."""
-        return self._table.n_buffered
+        return self._table.n_buffered + self._n_waiting
 
     def append(self, updates: Updates | NothingToCome) -> None:
         """Add the closed rows of one step and its last closed instant; a step without rows moves only the instant."""
         if isinstance(updates, NothingToCome):
             self._table.cover({_ENDED: True})
             return
-        closed = updates.closed
-        if closed.height:
-            first = closed.item(0, "seq")
-            if first != self._table.next_sequence:
+        rows = updates.rows
+        if rows.height:
+            if rows.first != self.next_sequence:
                 raise ValueError(
-                    f"{updates.view.id}/{self._shard}: the log expects seq {self._table.next_sequence}, "
-                    f"the step begins with {first}"
+                    f"{updates.view.id}/{self._shard}: the log expects seq {self.next_sequence}, "
+                    f"the step begins with {rows.first}"
                 )
-            self._table.append(closed)
+            self._waiting.append(rows)
+            self._n_waiting += rows.height
+            if self._n_waiting >= MOST_WAITING:
+                self._append_waiting()
         # The instant of the clock itself is still open.
         since = {"since": updates.since_us, "begins": updates.begins_us}
         self._table.cover({**since, "complete_to": updates.clock_us - 1})
@@ -136,6 +142,13 @@ class LogTable(_Staged):
         if ledger != self._ledger:
             self._ledger = ledger
             self._table.cover({LEDGER: written(ledger)})
+
+    @override
+    def _append_waiting(self) -> None:
+        for frame in frames(self._waiting):
+            self._table.append(frame)
+        self._waiting = []
+        self._n_waiting = 0
 
     def _complete(self, rows: pl.DataFrame) -> pl.DataFrame:
         # Column by column, because a query would cost more than the work on the few rows of most epochs.

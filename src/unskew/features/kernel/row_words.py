@@ -1,0 +1,55 @@
+"""Closed rows copied out of the kernel's space as words, of which one frame is made for many steps."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from unskew.features.kernel import words as w
+from unskew.features.kernel.state import Rows
+from unskew.features.text_buffers import Keys
+
+Ints = npt.NDArray[np.int64]
+
+
+class RowWords(NamedTuple):
+    """Rows in the order of instants; those of one instant are in any order.
+
+    ``keys``: theirs, or fewer, to which they are numbered elsewhere. ``caused``: whether an event closed the row's
+    instant, or only a hop. ``values``: int64 [words, rows].
+    """
+
+    keys: Keys
+    instants: Ints
+    event_times: Ints
+    partitions: Ints
+    offsets: Ints
+    caused: npt.NDArray[np.bool_]
+    values: Ints
+    present: Ints
+
+    @classmethod
+    def of(cls, rows: Rows, keys: Keys) -> "RowWords":
+        """Return copies of the rows that the kernel wrote."""
+        count = int(rows.n[0])
+        return cls(
+            keys=keys,
+            instants=rows.instant[:count].copy(),
+            event_times=rows.event_time[:count].copy(),
+            partitions=rows.partition[:count].copy(),
+            offsets=rows.offset[:count].copy(),
+            caused=rows.cause[:count] & w.CAUSE_EVENT != 0,
+            values=rows.values[:, :count].copy(),
+            present=rows.present[:count].copy(),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence["RowWords"]) -> "RowWords":
+        """Return the rows of successive steps; a later step closes later instants, so their order stays."""
+        if len(parts) == 1:
+            return parts[0]
+        keys: Sequence[Keys]
+        arrays: Sequence[Sequence[npt.NDArray[Any]]]
+        keys, *arrays = zip(*parts, strict=True)
+        return cls(Keys.joined(keys), *(np.concatenate(each, axis=-1) for each in arrays))

@@ -1,0 +1,81 @@
+"""Closed rows that become a frame late: the same rows as if each step's had become one at once."""
+
+import pickle
+
+import numpy as np
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from tests.support.plans import SECOND, Wanted, WantedOfOthers, calendar, events, session, sessions, sliding, view
+from unskew.features.evaluate import evaluate
+from unskew.features.shard_state import FEW_ROWS, ShardState
+from unskew.features.updates import frames
+
+SHORT, LONG = sliding(3 * SECOND, SECOND), sliding(12 * SECOND, 2 * SECOND)
+VIEWS = {
+    "numbers": view(
+        Wanted("a", "count", SHORT),
+        Wanted("b", "mean", LONG, "x"),
+        Wanted("c", "max", SHORT, "n", of="int64", filter="n > 2"),
+        Wanted("d", "last", LONG, pl.col("n") > 2, of="bool"),
+        derived=[WantedOfOthers("e", "a / b")],
+    ),
+    "two keys": view(Wanted("a", "sum", SHORT, "x"), keys={"user": "string", "n": "int64"}),
+    "texts": view(Wanted("a", "mode", LONG, pl.col("user"), "string"), Wanted("b", "count", SHORT)),
+    "map": view(Wanted("a", "count", SHORT, by=pl.col("user"), parameters={"keys": 4})),
+    "list": view(Wanted("a", "last_n", SHORT, "x", parameters={"n": 3})),
+    "calendar": view(Wanted("a", "count", calendar("day"))),
+    "sessions": sessions(2 * SECOND, SECOND, Wanted("n", "count", session(6 * SECOND, 2 * SECOND))),
+}
+
+
+def steps(planned, seed, n_steps=120):
+    """Events of entities that come, leave and come again; many have the same arrival."""
+    random = np.random.default_rng(seed)
+    clock_us = 0
+    for _ in range(n_steps):
+        n_events = int(random.integers(0, 6))
+        clock_us += int(random.choice([0, 1, SECOND // 2, 20 * SECOND], p=[0.2, 0.4, 0.37, 0.03]))
+        arrivals = np.sort(clock_us + random.integers(0, 3, n_events)).tolist()
+        clock_us = max([clock_us, *arrivals])
+        rows = [
+            (at, at, {"user": f"u|{random.integers(0, 9)}", "x": float(random.integers(0, 5)), "n": random.integers(5)})
+            for at in arrivals
+        ]
+        yield (evaluate(planned, events(rows)).events if rows else None), clock_us
+
+
+@pytest.mark.parametrize("name", VIEWS)
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_of_many_steps_in_one_frame_are_those_of_each_step(name, seed):
+    planned = VIEWS[name]
+    at_once, late = ShardState(planned, "h0"), ShardState(planned, "h0")
+    expected, waiting = [], []
+    for number, (found, clock_us) in enumerate(steps(planned, seed)):
+        expected.append(at_once.apply(found, clock_us).closed)
+        waiting.append(late.apply(found, clock_us).rows)
+        if number % 7 == 0:
+            # Some have been asked for before, and some come from another process.
+            waiting[-1].frame()
+        if number % 11 == 0:
+            waiting[-1] = pickle.loads(pickle.dumps(waiting[-1]))
+
+    assert [rows.height for rows in waiting] == [frame.height for frame in expected]
+    assert [rows.first for rows in waiting if rows.height] == [
+        frame.item(0, "seq") for frame in expected if frame.height
+    ]
+    assert sum(rows.height for rows in waiting) > 20 or name == "calendar"
+    assert_frame_equal(pl.concat(frames(waiting)), pl.concat(expected))
+
+
+def test_many_rows_of_one_step_are_a_frame_at_once_and_few_are_not():
+    planned = VIEWS["numbers"]
+    state = ShardState(planned, "h0")
+    rows = [(1, 1, {"user": f"u{number}", "x": 1.0, "n": 1}) for number in range(FEW_ROWS)]
+
+    assert state.apply(evaluate(planned, events(rows)).events, 2).rows.words is None
+    few = state.apply(evaluate(planned, events(rows[:1])).events.with_columns(pl.lit(3).alias("arrival")), 4).rows
+    assert few.words is not None
+    assert (few.height, few.first) == (1, FEW_ROWS)
+    assert few.frame().height == 1
