@@ -441,7 +441,7 @@ class RedisSink(_Sink):
     ) -> None:
         self.scrub_us = scrub_us
         self.turns = turns
-        turns.before_turn, turns.before_rest = self.send, partial(self.send, resting=True)
+        turns.before_turn, turns.before_rest = self.send, self.rest
         self.now_us = now_us
         self.views = _views_by_id(plan)
         self.server = server
@@ -466,6 +466,11 @@ class RedisSink(_Sink):
         """Send what waits, if it is due; ``resting``: the flow rests."""
         if self.writer.has_work:
             self.server.until_done(lambda: self.writer.flush_if_due(self.now_us(), resting=resting))
+
+    def rest(self) -> bool:
+        """Send what waits, because the flow rests; return true if something is still on its way or not due."""
+        self.send(resting=True)
+        return self.writer.has_work
 
 
 class _RedisPart(StatefulSinkPartition[Step, None]):

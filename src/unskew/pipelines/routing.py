@@ -56,6 +56,8 @@ class Router:
         self._decoder = decoder
         self._n_partitions = n_partitions
         self._n_hashes = n_hashes
+        # Partitions whose table of dead letters has had an item, which opens it.
+        self._opened: set[int] = set()
         self.dead = 0
         self.dead_by_kind: dict[str, int] = {}
 
@@ -73,7 +75,7 @@ class Router:
         """Return everything that follows from polls, keyed by shard or table; those of a partition come in its order.
 
         Every shard of a partition gets a slice for each of its polls, possibly an empty one, so that clocks and epochs
-        reach all of them. So do the partition's two tables.
+        reach all of them. So does the archive; the table of dead letters gets the first item and those with rows.
         """
         items: list[tuple[str, Slice | TableRows]] = []
         ticket = 0
@@ -148,7 +150,9 @@ class Router:
             if all_dead.height:
                 for kind, count in all_dead["kind"].value_counts().iter_rows():
                     self.dead_by_kind[kind] = self.dead_by_kind.get(kind, 0) + count
-            yield f"dead/{topic}/{part}", TableRows(topic, part, dead=True, rows=all_dead)
+            if all_dead.height or part not in self._opened:
+                self._opened.add(part)
+                yield f"dead/{topic}/{part}", TableRows(topic, part, dead=True, rows=all_dead)
 
 
 def _alike(polls: Sequence[Poll]) -> Iterator[list[Poll]]:

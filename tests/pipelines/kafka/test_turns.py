@@ -59,9 +59,36 @@ def test_two_topics_are_looked_at_every_millisecond():
 def test_what_waits_for_more_is_told_of_each_rest():
     turns, topic = Turns(), Topic()
     rests: list[int] = []
-    turns.before_rest = lambda: rests.append(turns.round)
+    turns.before_rest = lambda: bool(rests.append(turns.round))
 
     for _ in range(3):
         turns.taken("p0", topic, gave=False, wait_s=0.01)
 
     assert rests == [1, 2]
+
+
+def test_a_rest_is_short_while_something_is_on_its_way():
+    slept: list[float] = []
+    turns, topic = Turns(rest=slept.append), Topic()
+    turns.before_rest = lambda: True
+
+    for _ in range(2):
+        turns.taken("p0", topic, gave=False, wait_s=10.0)
+
+    assert (slept, topic.awaited) == ([SHORTEST_S], [])
+
+
+def test_a_partition_that_begins_a_turn_takes_turns_until_it_leaves():
+    turns = Turns()
+    begun: list[bool] = []
+    turns.before_turn = lambda: begun.append(turns.come)
+
+    assert not turns.come
+    turns.begin("p0")
+    turns.begin("p1")
+    turns.left("p0")
+    assert turns.come
+    turns.left("p1")
+    turns.left("p2")
+    assert not turns.come
+    assert begun == [True, True]

@@ -287,7 +287,7 @@ def _joined(polls: Sequence[Poll]) -> Poll:
 
 def _between(reasons: Mapping[int, Rejection], begin: int, end: int) -> dict[int, Rejection]:
     """Return the reasons for the rows of one of several polls, by their places in it."""
-    return {row - begin: why for row, why in reasons.items() if begin <= row < end}
+    return {row - begin: why for row, why in reasons.items() if begin <= row < end} if reasons else {}
 
 
 def letters(topic: str, partition: int, view: str | None, refused: Iterable[Refused]) -> pl.DataFrame:

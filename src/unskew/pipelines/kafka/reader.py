@@ -516,11 +516,11 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         ``DefinitionError`` for a live topic with producer timestamps and without a settle.
         """
         reader, options = self._reader, self._reader.options
-        options.turns.begin(self)
         # Most turns of a quiet topic with many partitions end here: another partition has just looked for records.
         if reader.looked_in == options.turns.round and not self._queue and self._due_s > reader.looked_s:
             options.turns.taken(self, reader, gave=False, wait_s=self._due_s - reader.looked_s)
             return []
+        options.turns.begin(self)
         if self._said_ended or options.stop.is_set():
             raise StopIteration
         options.clock.look()

@@ -13,7 +13,7 @@ from typing import Protocol
 ALWAYS_DUE = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 """An instant that every wall clock has passed."""
 SHORTEST_S = 0.001
-LONGEST_S = 0.02
+LONGEST_S = 0.1
 """The longest rest, after which the process looks whether it should stop."""
 
 
@@ -28,14 +28,15 @@ class Turns:
 
     ``longest_s``: the longest rest. A process to which others send items must look for them every millisecond, because
     only its own records end a rest. ``before_turn``: called before each turn, when the items of earlier turns have
-    passed through the flow. ``before_rest``: called before each rest; what waits for more to come should not wait for
-    that. ``round``: the number of the present round; it grows with each rest and each item.
+    passed through the flow. ``before_rest``: called before each rest, because what waits for more to come should not
+    wait for that; it returns true if something must be looked at soon, so that the rest is short. ``round``: the number
+    of the present round; it grows with each rest and each item.
     """
 
     def __init__(self, longest_s: float = LONGEST_S, rest: Callable[[float], None] = time.sleep) -> None:
         self.round = 0
         self.before_turn: Callable[[], None] = lambda: None
-        self.before_rest: Callable[[], None] = lambda: None
+        self.before_rest: Callable[[], bool] = lambda: False
         self._taking: set[object] = set()
         self._longest_s = longest_s
         self._rest = rest
@@ -69,7 +70,8 @@ class Turns:
             # Only one reader at a time can be waited for.
             is_alone = self._readers == {reader}
             self._begin_round()
-            self.before_rest()
+            if self.before_rest():
+                rest_s = SHORTEST_S
             if rest_s > SHORTEST_S and is_alone:
                 reader.await_records(rest_s)
             else:
