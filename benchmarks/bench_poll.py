@@ -120,9 +120,9 @@ class Way:
         for step in steps:
             batch.add(step)
         batch.conflate()
-        for view, frames in batch.frames.items():
-            for frame in frames:
-                self._encoders[view].encode(frame, steps[0].clock_us)
+        for view, rows in batch.rows.items():
+            for each in rows:
+                self._encoders[view].encode(each.frame(), steps[0].clock_us)
 
     def end_epoch(self) -> None:
         """Take the snapshots of an epoch's end."""

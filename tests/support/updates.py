@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from unskew.features.plan import ViewPlan
-from unskew.features.updates import LATE_BOUNDS_US, ClosedRows, Updates
+from unskew.features.updates import LATE_BOUNDS_US, StepRows, Updates
 from unskew.sinks.tables.layout import log_schema
 
 
@@ -67,8 +67,8 @@ def updates(
         shard=shard,
         clock_us=clock_us,
         since_us=since_us,
-        rows=ClosedRows(closed(view, log_rows)),
-        current=current(view, rows),
+        closed_rows=StepRows(closed(view, log_rows), log_rows[0]["seq"] if log_rows else 0),
+        current_rows=StepRows(current(view, rows)),
         late=(0,) * len(view.windows),
         late_by_us=(0,) * len(view.windows),
     )

@@ -19,7 +19,7 @@ from unskew.features.kernel.items import fill_slots
 from unskew.features.kernel.packed import PACKED_WORDS
 from unskew.features.kernel.program import Column, Program, lower, value_width
 from unskew.features.kernel.results import column, series
-from unskew.features.kernel.row_words import RowWords
+from unskew.features.kernel.row_words import CurrentWords, RowWords, joined
 from unskew.features.kernel.sealed import sealed, unseal
 from unskew.features.kernel.state import Batch, Rows, State
 from unskew.features.kernel.tallies import most_tally_items
@@ -28,7 +28,7 @@ from unskew.features.keys import decode_keys
 from unskew.features.plan import ViewPlan
 from unskew.features.selecting import select
 from unskew.features.text_buffers import Keys, read_only
-from unskew.features.updates import LATE_BOUNDS_US, ClosedRows, Updates, frames
+from unskew.features.updates import LATE_BOUNDS_US, StepRows, Updates, frames
 
 LAYOUT = 1
 _MAGIC = b"unskew\x00V"
@@ -75,8 +75,8 @@ class ShardState:
         self._as_texts = as_texts | {column for column in accumulators[:, w.A_BY].tolist() if column >= 0}
         self._enters_late = bool((self._program.windows[:, w.W_KIND] == w.CLOSED).any())
         # Most steps of a quiet shard change nothing, so their frames without rows are made once.
-        self._no_closed: ClosedRows | None = None
-        self._no_current: pl.DataFrame | None = None
+        self._no_closed: StepRows | None = None
+        self._no_current: StepRows | None = None
         self._numbers_of = np.empty(0, np.int32)
         self._scratch = np.empty_like(self._empty)
         self.directory = Directory()
@@ -208,7 +208,7 @@ class ShardState:
         if self._is_quiet(events, clock_us):
             return self._unchanged(clock_us)
         late_before, _ = self.late_events()
-        chunks: list[ClosedRows] = []
+        chunks: list[StepRows] = []
         self._run(self._own_events(events, clock_us), clock_us, lambda rows: chunks.append(self._closed(rows)))
         late, late_by = self.late_events()
         updates = Updates(
@@ -216,8 +216,8 @@ class ShardState:
             shard=self.shard,
             clock_us=clock_us,
             since_us=self.since_us,
-            rows=_in_one(chunks) if chunks else self._nothing_closed(),
-            current=self._current(),
+            closed_rows=_in_one(chunks) if chunks else self._nothing_closed(),
+            current_rows=self._current(),
             late=tuple((late - late_before).sum(axis=1).tolist()),
             late_by_us=tuple(late_by.tolist()),
             late_histogram=tuple(tuple(window) for window in late.tolist()),
@@ -250,8 +250,8 @@ class ShardState:
             shard=self.shard,
             clock_us=clock_us,
             since_us=self.since_us,
-            rows=self._no_closed,
-            current=self._no_current,
+            closed_rows=self._no_closed,
+            current_rows=self._no_current,
             late=(0,) * len(late),
             late_by_us=tuple(late_by.tolist()),
             late_histogram=tuple(map(tuple, late.tolist())),
@@ -288,8 +288,8 @@ class ShardState:
                 shard=self.shard,
                 clock_us=int(state.scalars[w.S_CLOCK]),
                 since_us=self.since_us,
-                rows=self._nothing_closed(),
-                current=self._current(),
+                closed_rows=self._nothing_closed(),
+                current_rows=self._current(),
                 late=(0,) * len(late),
                 late_by_us=tuple(late_by.tolist()),
                 late_histogram=tuple(tuple(window) for window in late.tolist()),
@@ -465,22 +465,22 @@ class ShardState:
         reset_rows(self._program, self._state.entities, fresh, self._empty, self._empty_present)
         return rows
 
-    def _nothing_closed(self) -> ClosedRows:
+    def _nothing_closed(self) -> StepRows:
         if self._no_closed is None:
             rows = new_rows(self._program.value_words, 0)
-            self._no_closed = ClosedRows(self._frame([RowWords.of(rows, self.directory.gather(rows.row))], self.seq))
+            self._no_closed = StepRows(self._frame([RowWords.of(rows, self.directory.gather(rows.row))], self.seq))
         return self._no_closed
 
-    def _closed(self, rows: Rows) -> ClosedRows:
+    def _closed(self, rows: Rows) -> StepRows:
         """Return rows that the kernel wrote, at least one, which are copied."""
         count, first = int(rows.n[0]), self.seq
         self.seq += count
         # Numbers of texts may stand for others later.
         if count < FEW_ROWS and not self._as_texts:
             words = RowWords.of(rows, self.directory.gather(rows.row[:count]))
-            return ClosedRows.of(words, count, first, self._frame)
+            return StepRows.of(words, count, self._frame, first)
         keys, number = self._distinct(rows.row[:count])
-        return ClosedRows(self._frame([RowWords.of(rows, keys)], first, number))
+        return StepRows(self._frame([RowWords.of(rows, keys)], first, number), first)
 
     def _frame(
         self, steps: Sequence[RowWords], first: int, number: npt.NDArray[np.int32] | None = None
@@ -489,7 +489,7 @@ class ShardState:
 
         ``number``: for each row the number of its key; None if each has its own.
         """
-        words = RowWords.joined(steps)
+        words = joined(RowWords, steps)
         if number is None:
             number = np.arange(len(words.instants), dtype=np.int32)
         order = _by_key_at_one_instant(words.instants, words.keys, number)
@@ -523,26 +523,34 @@ class ShardState:
         self._numbers_of[distinct] = np.arange(len(distinct), dtype=np.int32)
         return self.directory.gather(distinct), self._numbers_of[rows]
 
-    def _current(self) -> pl.DataFrame:
+    def _current(self) -> StepRows:
         count = int(self._state.scalars[w.S_DIRTY])
         if count == 0 and self._no_current is not None:
             return self._no_current
         rows = new_rows(self._program.value_words, count)
         until, empty_at = np.empty(count, np.int64), np.empty(count, np.int64)
         current(self._program, self._state, rows, until, empty_at, self._scratch)
-        frame = pl.DataFrame(
+        words = CurrentWords(self.directory.gather(rows.row), rows.instant, until, empty_at, rows.values, rows.present)
+        if 0 < count < FEW_ROWS and not self._as_texts:
+            return StepRows.of(words, count, self._current_frame)
+        current_rows = StepRows(self._current_frame([words]))
+        if count == 0:
+            self._no_current = current_rows
+        return current_rows
+
+    def _current_frame(self, steps: Sequence[CurrentWords], _first: int = 0) -> pl.DataFrame:
+        """Return the current rows of steps as one frame; they may be of any shards of the view."""
+        words = joined(CurrentWords, steps)
+        return pl.DataFrame(
             [
-                self.directory.gather(rows.row).to_series("key"),
-                *self._outputs(rows.values, rows.present),
-                pl.Series("_at", rows.instant),
-                series("_until", until, until != w.FOREVER),
-                series("_empty_at", empty_at, (empty_at != w.NEVER) & (empty_at != w.FOREVER)),
-                pl.Series("_gone", empty_at == w.NEVER),
+                words.keys.to_series("key"),
+                *self._outputs(words.values, words.present),
+                pl.Series("_at", words.changed_at),
+                series("_until", words.until, words.until != w.FOREVER),
+                series("_empty_at", words.empty_at, (words.empty_at != w.NEVER) & (words.empty_at != w.FOREVER)),
+                pl.Series("_gone", words.empty_at == w.NEVER),
             ]
         )
-        if count == 0:
-            self._no_current = frame
-        return frame
 
     def _outputs(self, words: npt.NDArray[np.int64], present: npt.NDArray[np.int64]) -> list[pl.Series]:
         """Return the columns of all outputs: the features, and what is derived from them."""
@@ -583,9 +591,9 @@ class ShardState:
         self._texts_swept_at = max(_MIN_TEXTS, 2 * len(self._texts))
 
 
-def _in_one(chunks: Sequence[ClosedRows]) -> ClosedRows:
+def _in_one(chunks: Sequence[StepRows]) -> StepRows:
     """Return the rows of one step, which the kernel wrote piece by piece."""
-    return chunks[0] if len(chunks) == 1 else ClosedRows(pl.concat(frames(chunks)))
+    return chunks[0] if len(chunks) == 1 else StepRows(pl.concat(frames(chunks)), chunks[0].first)
 
 
 def _by_key_at_one_instant(

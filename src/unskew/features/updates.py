@@ -15,27 +15,27 @@ LATE_BOUNDS_US = (SECOND_US, 10 * SECOND_US, MINUTE_US, 10 * MINUTE_US, HOUR_US,
 
 
 Make = Callable[[Sequence[Any], int], pl.DataFrame]
-"""Makes one frame of the words of successive steps; it gets the ``seq`` of the first row, which the others follow."""
+"""Makes one frame of the words of several steps; it gets the ``seq`` of the first row, which the others follow."""
 
 
-class ClosedRows:
-    """The closed rows of one step: a frame, or words of which a frame is made when it is asked for.
+class StepRows:
+    """Rows of one step: a frame, or words of which a frame is made when it is asked for.
 
-    Making a frame has a fixed cost, which is several times the kernel's work on a few events, and a log needs its rows
-    only at the end of an epoch. ``height``: their number. ``first``: the ``seq`` of the first row. ``words``: None once
-    there is a frame.
+    Making a frame has a fixed cost, which is several times the kernel's work on a few events. A log needs its rows only
+    at the end of an epoch, and Redis those of all shards together. ``height``: their number. ``first``: the ``seq`` of
+    the first closed row. ``words``: None once there is a frame.
     """
 
     __slots__ = ("_frame", "first", "height", "words")
 
-    def __init__(self, frame: pl.DataFrame) -> None:
+    def __init__(self, frame: pl.DataFrame, first: int = 0) -> None:
         self.height = frame.height
-        self.first = int(frame.item(0, "seq")) if frame.height else 0
+        self.first = first
         self.words: tuple[Make, Any] | None = None
         self._frame: pl.DataFrame | None = frame
 
     @classmethod
-    def of(cls, words: Any, height: int, first: int, make: Make) -> "ClosedRows":
+    def of(cls, words: Any, height: int, make: Make, first: int = 0) -> "StepRows":
         """Return at least one row, as words."""
         rows = object.__new__(cls)
         rows.height, rows.first, rows.words, rows._frame = height, first, (make, words), None
@@ -50,11 +50,14 @@ class ClosedRows:
 
     @override
     def __reduce__(self) -> tuple[Any, ...]:
-        return ClosedRows, (self.frame(),)
+        return StepRows, (self.frame(), self.first)
 
 
-def frames(steps: Iterable[ClosedRows]) -> Iterator[pl.DataFrame]:
-    """Yield the rows of successive steps of one shard as frames, in their order and as few as possible."""
+def frames(steps: Iterable[StepRows]) -> Iterator[pl.DataFrame]:
+    """Yield the rows of steps as frames, in their order and as few as possible.
+
+    The steps are of one view; closed rows are those of successive steps of one shard.
+    """
     for are_words, group in groupby(steps, lambda step: step.words is not None):
         of_group = list(group)
         held = [step.words for step in of_group if step.words is not None]
@@ -73,14 +76,14 @@ class Updates:
     None before the first. ``begins_us``: it has seen nothing before this instant; earlier than ``since_us`` if the view
     was added while partitions were unevenly far, None if not known.
 
-    ``rows``: the closed rows, and ``closed`` as a frame: one row per (closed instant, entity) at which a value changed,
-    in the order of ``seq``. Its columns:
-    entity keys, one for each of the view's ``outputs``, ``available_at``, ``event_time``, ``partition``, ``offset``,
-    ``cause``, ``seq``.
+    ``closed_rows``, as a frame ``closed``: one row per (closed instant, entity) at which a value changed, in the order
+    of ``seq``. Its columns: entity keys, one for each of the view's ``outputs``, ``available_at``, ``event_time``,
+    ``partition``, ``offset``, ``cause``, ``seq``.
 
-    ``current``: one row per entity touched in the step. Its columns: ``key`` (canonical), one for each of the
-    ``outputs``, and in int64 microseconds ``_at`` (last change), ``_until`` (when a tile next leaves) and ``_empty_at``
-    (when the last tile leaves), both null without tiles; ``_gone`` is true if the entity has no tile left.
+    ``current_rows``, as a frame ``current``: one row per entity touched in the step. Its columns: ``key`` (canonical),
+    one for each of the ``outputs``, and in int64 microseconds ``_at`` (last change), ``_until`` (when a tile next
+    leaves) and ``_empty_at`` (when the last tile leaves), both null without tiles; ``_gone`` is true if the entity has
+    no tile left.
 
     ``late``: events in this step that came after their tile had left the window; one count per window of the view, then
     one for the sessions if the view is over sessions. ``late_by_us``: the longest such delay so far, per window.
@@ -101,8 +104,8 @@ class Updates:
     shard: str
     clock_us: int
     since_us: int | None
-    rows: ClosedRows
-    current: pl.DataFrame
+    closed_rows: StepRows
+    current_rows: StepRows
     late: tuple[int, ...]
     late_by_us: tuple[int, ...]
     late_histogram: tuple[tuple[int, ...], ...] = ()
@@ -117,7 +120,12 @@ class Updates:
     @property
     def closed(self) -> pl.DataFrame:
         """The closed rows as a frame."""
-        return self.rows.frame()
+        return self.closed_rows.frame()
+
+    @property
+    def current(self) -> pl.DataFrame:
+        """The current rows as a frame."""
+        return self.current_rows.frame()
 
     @property
     def late_total(self) -> tuple[int, ...]:

@@ -203,7 +203,7 @@ class _ShardLogic(StatefulBatchLogic[Slice, Step, dict[str, Any]]):
         if self._scrub is None:
             self._scrub = shard.everything(n_rows)
         parts = [next(self._scrub)]
-        if parts[0].refill == "part" and parts[0].current.height < n_rows:
+        if parts[0].refill == "part" and parts[0].current_rows.height < n_rows:
             parts.append(next(self._scrub))
         if parts[-1].refill == "last":
             self._scrub = None

@@ -126,8 +126,8 @@ class Progress:
     def count(self, update: Updates) -> None:
         """Count one step of one shard."""
         view_id = update.view.id
-        self.updates_by_view[view_id] = self.updates_by_view.get(view_id, 0) + update.current.height
-        self.rows_by_view[view_id] = self.rows_by_view.get(view_id, 0) + update.rows.height
+        self.updates_by_view[view_id] = self.updates_by_view.get(view_id, 0) + update.current_rows.height
+        self.rows_by_view[view_id] = self.rows_by_view.get(view_id, 0) + update.closed_rows.height
         self.late_by_view[view_id] = self.late_by_view.get(view_id, 0) + sum(update.late)
         if update.view.stream.dedupe_within_us is not None:
             self.duplicates[view_id] = self.duplicates.get(view_id, 0) + update.duplicates

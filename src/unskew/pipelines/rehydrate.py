@@ -117,7 +117,7 @@ def write_view(
                 )
             writer.add(replace(part, behind=False))
             writer.flush(wall_us())
-            written = replace(written, rows=written.rows + part.current.height)
+            written = replace(written, rows=written.rows + part.current_rows.height)
             yield written
         written = replace(written, shards=written.shards + 1)
         yield written

@@ -9,7 +9,7 @@ from polars.testing import assert_frame_equal
 from tests.support.plans import SECOND, Wanted, calendar, closed, events, lifetime, session, sessions, sliding, view
 from unskew.features.evaluate import evaluate
 from unskew.features.shard_state import ShardState
-from unskew.features.updates import ClosedRows
+from unskew.features.updates import StepRows
 
 VIEWS = {
     "sliding": view(
@@ -49,7 +49,7 @@ def test_a_state_that_saw_quiet_steps_says_what_a_restored_one_says(name):
 
         for field in fields(said):
             one, other = getattr(said, field.name), getattr(expected, field.name)
-            if isinstance(one, ClosedRows):
+            if isinstance(one, StepRows):
                 one, other = one.frame(), other.frame()
             if isinstance(one, pl.DataFrame):
                 assert_frame_equal(one, other)

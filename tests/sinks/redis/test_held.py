@@ -60,5 +60,5 @@ def test_what_waits_long_takes_the_room_of_its_distinct_keys():
 
     assert batch is not None
     batch.conflate()
-    [rows] = batch.frames[VIEW.id]
+    [rows] = [step.frame() for step in batch.rows[VIEW.id]]
     assert rows["_at"].to_list() == [99] * 300

@@ -93,7 +93,7 @@ def test_what_failed_waits_again_before_what_came_since(pacing, wire):
     with pytest.raises(OSError, match="cable pulled"):
         pacing.flush(1)
     assert pacing.n_waiting == len(MANY) + 1
-    first, second = pacing.gathered.frames[VIEW.id]
+    first, second = [step.frame() for step in pacing.gathered.rows[VIEW.id]]
     assert (first.height, second["n"].to_list()) == (len(MANY), [7])
     wire.fails = False
     assert pacing.flush_if_due(1), "due at once after a failure"

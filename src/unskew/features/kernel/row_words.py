@@ -1,7 +1,7 @@
-"""Closed rows copied out of the kernel's space as words, of which one frame is made for many steps."""
+"""Rows copied out of the kernel's space as words, of which one frame is made for many steps."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -44,12 +44,26 @@ class RowWords(NamedTuple):
             present=rows.present[:count].copy(),
         )
 
-    @classmethod
-    def joined(cls, parts: Sequence["RowWords"]) -> "RowWords":
-        """Return the rows of successive steps; a later step closes later instants, so their order stays."""
-        if len(parts) == 1:
-            return parts[0]
-        keys: Sequence[Keys]
-        arrays: Sequence[Sequence[npt.NDArray[Any]]]
-        keys, *arrays = zip(*parts, strict=True)
-        return cls(Keys.joined(keys), *(np.concatenate(each, axis=-1) for each in arrays))
+
+class CurrentWords(NamedTuple):
+    """Current rows of entities: ``Updates.current`` says what the instants are."""
+
+    keys: Keys
+    changed_at: Ints
+    until: Ints
+    empty_at: Ints
+    values: Ints
+    present: Ints
+
+
+_Words = TypeVar("_Words", RowWords, CurrentWords)
+
+
+def joined(kind: type[_Words], parts: Sequence[_Words]) -> _Words:
+    """Return the rows of steps in their order; successive steps of a shard close successive instants."""
+    if len(parts) == 1:
+        return parts[0]
+    keys: Sequence[Keys]
+    arrays: Sequence[Sequence[npt.NDArray[Any]]]
+    keys, *arrays = zip(*parts, strict=True)
+    return kind(Keys.joined(keys), *(np.concatenate(each, axis=-1) for each in arrays))

@@ -17,7 +17,7 @@ import polars as pl
 from unskew.features.errors import LayoutError
 from unskew.features.plan import ViewPlan
 from unskew.features.shard_state import ShardState
-from unskew.features.updates import ClosedRows, Updates
+from unskew.features.updates import StepRows, Updates
 from unskew.pipelines.history.archive import Archive, Cut, Piece, columns_of
 from unskew.pipelines.history.rebuild import Feed, pieces
 from unskew.pipelines.history.seam import Seam, check_taken, compare
@@ -233,9 +233,11 @@ class _Shard:
         if events is not None and events.height and int(events.item(0, "offset")) < self._from:
             piece = replace(piece, events=events.filter(pl.col("offset") >= self._from))
         updates = self.shard.take(piece)
-        if isinstance(updates, Updates) and updates.rows.height:
+        if isinstance(updates, Updates) and updates.closed_rows.height:
             backfilled = pl.lit("backfill").cast(updates.closed.schema["cause"])
-            updates = replace(updates, rows=ClosedRows(updates.closed.with_columns(cause=backfilled)))
+            updates = replace(
+                updates, closed_rows=StepRows(updates.closed.with_columns(cause=backfilled), updates.closed_rows.first)
+            )
         if updates is not None:
             self.table.append(updates)
 

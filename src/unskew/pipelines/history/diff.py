@@ -553,9 +553,9 @@ class _Rows:
 
     def take(self, piece: Slice) -> None:
         updates = self._shard.take(piece)
-        if isinstance(updates, Updates) and updates.rows.height:
+        if isinstance(updates, Updates) and updates.closed_rows.height:
             self._rows.append(updates.closed)
-            self.n_rows += updates.rows.height
+            self.n_rows += updates.closed_rows.height
 
     def taken(self, upto_us: int) -> list[pl.DataFrame]:
         if not self._rows:

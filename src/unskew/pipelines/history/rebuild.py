@@ -259,7 +259,7 @@ class _Kept:
 
     def take(self, piece: Slice) -> Updates | NothingToCome | None:
         updates = self.shard.take(piece)
-        if isinstance(updates, Updates) and updates.rows.height:
+        if isinstance(updates, Updates) and updates.closed_rows.height:
             self.rows.append(updates.closed)
         return updates
 

@@ -2,27 +2,30 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import polars as pl
 
 from unskew.features.ledger import Ledger
-from unskew.features.updates import NothingToCome, Updates
+from unskew.features.updates import NothingToCome, StepRows, Updates, frames
 from unskew.sinks.redis.keyspace import clock_field
 from unskew.sinks.redis.words import Clock, Place
+
+_Rows = TypeVar("_Rows")
 
 
 @dataclass
 class Batch:
     """Rows and clocks that are not acknowledged yet.
 
-    ``frames``: by view, in order of arrival. ``clocks``, ``places`` (how far each shard is with these rows) and
+    ``rows``: by view, in order of arrival. ``clocks``, ``places`` (how far each shard is with these rows) and
     ``ledgers``: by ``view@version/shard``. ``refilled``: the shards whose refill this batch completes. ``comparisons``:
     by shard, rows to compare with Redis. ``compared``: the shards of which these are the last of a round, and when that
     began, None if it proves nothing. ``mends``: whether rows that Redis lacked, or that should not expire, are among
     these. ``n_distinct``: the number of rows after the last conflation.
     """
 
-    frames: dict[str, list[pl.DataFrame]] = field(default_factory=dict)
+    rows: dict[str, list[StepRows]] = field(default_factory=dict)
     clocks: dict[str, Clock] = field(default_factory=dict)
     places: dict[str, Place] = field(default_factory=dict)
     refilled: set[str] = field(default_factory=set)
@@ -52,9 +55,9 @@ class Batch:
             self.refilled.add(name)
         if self.newest_clock_us is None or updates.clock_us > self.newest_clock_us:
             self.newest_clock_us = updates.clock_us
-        n_rows = updates.current.height
+        n_rows = updates.current_rows.height
         if n_rows:
-            self.frames.setdefault(updates.view.id, []).append(updates.current)
+            self.rows.setdefault(updates.view.id, []).append(updates.current_rows)
             self.n_rows += n_rows
 
     def compare(self, shard: str, rows: pl.DataFrame) -> None:
@@ -67,8 +70,8 @@ class Batch:
         while self.comparisons:
             name, frames = next(iter(self.comparisons.items()))
             rows = pl.concat(frames).unique("key", keep="last", maintain_order=True)
-            for sent in self.frames.get(name.partition("/")[0], ()):
-                rows = rows.join(sent, on="key", how="anti", maintain_order="left")
+            for sent in self.rows.get(name.partition("/")[0], ()):
+                rows = rows.join(sent.frame(), on="key", how="anti", maintain_order="left")
             if rows.height:
                 yield name, rows
             del self.comparisons[name]
@@ -76,14 +79,14 @@ class Batch:
     def mend(self, view: str, rows: pl.DataFrame) -> None:
         """Add rows that Redis lacks; no step of the batch has their keys."""
         self.mends = True
-        self.frames.setdefault(view, []).append(rows)
+        self.rows.setdefault(view, []).append(StepRows(rows))
         self.n_rows += rows.height
 
     def then(self, later: "Batch") -> "Batch":
         """Return this batch followed by ``later``, as one batch."""
         clocks = [batch.newest_clock_us for batch in (self, later) if batch.newest_clock_us is not None]
         return Batch(
-            frames=_joined(self.frames, later.frames),
+            rows=_joined(self.rows, later.rows),
             clocks={**self.clocks, **later.clocks},
             places={**self.places, **later.places},
             refilled=self.refilled | later.refilled,
@@ -98,17 +101,15 @@ class Batch:
 
     def conflate(self) -> None:
         """Keep the last row of each key."""
-        for view, frames in self.frames.items():
-            if len(frames) > 1:
-                together = pl.concat(frames)
+        for view, steps in self.rows.items():
+            if len(steps) > 1:
+                together = pl.concat(frames(steps))
                 last = together.unique("key", keep="last", maintain_order=True)
-                self.frames[view] = [last]
+                self.rows[view] = [StepRows(last)]
                 self.n_rows -= together.height - last.height
                 self.n_conflated += together.height - last.height
         self.n_distinct = self.n_rows
 
 
-def _joined(
-    first: Mapping[str, Sequence[pl.DataFrame]], second: Mapping[str, Sequence[pl.DataFrame]]
-) -> dict[str, list[pl.DataFrame]]:
+def _joined(first: Mapping[str, Sequence[_Rows]], second: Mapping[str, Sequence[_Rows]]) -> dict[str, list[_Rows]]:
     return {name: [*first.get(name, ()), *second.get(name, ())] for name in dict.fromkeys((*first, *second))}

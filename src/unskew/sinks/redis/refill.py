@@ -74,7 +74,7 @@ class Refill:
         if not self._after_loss and why not in self._said:
             self._said.add(why)
             _log.log(self._level, "%s", why)
-        self._n_rows += updates.current.height
+        self._n_rows += updates.current_rows.height
         if updates.refill == "part":
             self._shards.add(shard)
             self._announced.add(shard)

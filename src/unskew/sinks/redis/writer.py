@@ -422,9 +422,9 @@ class RedisWriter:
         words = (self._clock_key, self._sent_key, self._ledger_key, owners_key(self._prefix))
         for key in (*words, *self._kept.witnesses(self._nodes_of(client).tags)):
             yield key, "hash"
-        for view, frames in batch.frames.items():
-            for frame in frames:
-                for key in self._encoders[view].keys_of(frame):
+        for view, steps in batch.rows.items():
+            for step in steps:
+                for key in self._encoders[view].keys_of(step.frame()):
                     yield key, "hash"
 
     def _check_connections(self, client: Client, nodes: Nodes, batch: Batch, now_us: int) -> None:
@@ -454,9 +454,9 @@ class RedisWriter:
             nodes.then()
 
     def _send_values(self, nodes: Nodes, batch: Batch, now_us: int) -> None:
-        for view, frames in batch.frames.items():
-            for frame in frames:
-                nodes.send_rows(self._encoders[view], frame, now_us, persist=self._persists or batch.mends)
+        for view, steps in batch.rows.items():
+            for step in steps:
+                nodes.send_rows(self._encoders[view], step.frame(), now_us, persist=self._persists or batch.mends)
         nodes.finish()
 
     def _send_clocks(self, nodes: Nodes, batch: Batch) -> None:

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from unskew.features.ledger import NOTHING_LATE, ledger_of, written
 from unskew.features.plan import ViewPlan
-from unskew.features.updates import ClosedRows, NothingToCome, Updates, frames
+from unskew.features.updates import NothingToCome, StepRows, Updates, frames
 from unskew.sinks.tables.aside import Aside
 from unskew.sinks.tables.layout import (
     EVENTS,
@@ -93,7 +93,7 @@ class LogTable(_Staged):
     ) -> None:
         self._shard = shard
         self._ledger = NOTHING_LATE
-        self._waiting: list[ClosedRows] = []
+        self._waiting: list[StepRows] = []
         self._n_waiting = 0
         self._schema = log_schema(view)
         self._now_us = now_us
@@ -124,7 +124,7 @@ class LogTable(_Staged):
         if isinstance(updates, NothingToCome):
             self._table.cover({_ENDED: True})
             return
-        rows = updates.rows
+        rows = updates.closed_rows
         if rows.height:
             if rows.first != self.next_sequence:
                 raise ValueError(

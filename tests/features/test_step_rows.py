@@ -1,4 +1,4 @@
-"""Closed rows that become a frame late: the same rows as if each step's had become one at once."""
+"""Rows that become a frame late: the same rows as if each step's had become one at once."""
 
 import pickle
 
@@ -51,10 +51,14 @@ def steps(planned, seed, n_steps=120):
 def test_rows_of_many_steps_in_one_frame_are_those_of_each_step(name, seed):
     planned = VIEWS[name]
     at_once, late = ShardState(planned, "h0"), ShardState(planned, "h0")
-    expected, waiting = [], []
+    expected, waiting, now, now_waiting = [], [], [], []
     for number, (found, clock_us) in enumerate(steps(planned, seed)):
-        expected.append(at_once.apply(found, clock_us).closed)
-        waiting.append(late.apply(found, clock_us).rows)
+        step = at_once.apply(found, clock_us)
+        expected.append(step.closed)
+        now.append(step.current)
+        step = late.apply(found, clock_us)
+        waiting.append(step.closed_rows)
+        now_waiting.append(step.current_rows)
         if number % 7 == 0:
             # Some have been asked for before, and some come from another process.
             waiting[-1].frame()
@@ -67,6 +71,7 @@ def test_rows_of_many_steps_in_one_frame_are_those_of_each_step(name, seed):
     ]
     assert sum(rows.height for rows in waiting) > 20 or name == "calendar"
     assert_frame_equal(pl.concat(frames(waiting)), pl.concat(expected))
+    assert_frame_equal(pl.concat(frames(now_waiting)), pl.concat(now))
 
 
 def test_many_rows_of_one_step_are_a_frame_at_once_and_few_are_not():
@@ -74,8 +79,10 @@ def test_many_rows_of_one_step_are_a_frame_at_once_and_few_are_not():
     state = ShardState(planned, "h0")
     rows = [(1, 1, {"user": f"u{number}", "x": 1.0, "n": 1}) for number in range(FEW_ROWS)]
 
-    assert state.apply(evaluate(planned, events(rows)).events, 2).rows.words is None
-    few = state.apply(evaluate(planned, events(rows[:1])).events.with_columns(pl.lit(3).alias("arrival")), 4).rows
+    assert state.apply(evaluate(planned, events(rows)).events, 2).closed_rows.words is None
+    few = state.apply(
+        evaluate(planned, events(rows[:1])).events.with_columns(pl.lit(3).alias("arrival")), 4
+    ).closed_rows
     assert few.words is not None
     assert (few.height, few.first) == (1, FEW_ROWS)
     assert few.frame().height == 1
