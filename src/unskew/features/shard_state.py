@@ -349,7 +349,7 @@ class ShardState:
         instants = pl.Series("_arrival", held[:, w.C_INSTANT].copy())
         order = pl.DataFrame([instants, keys]).select(pl.arg_sort_by("_arrival", "key")).to_series()
         values = np.ascontiguousarray(held[:, w.C_VALUES :].T)
-        features = self._features(values, held[:, w.C_PRESENT].copy())
+        features = self._features(values, None, held[:, w.C_PRESENT].copy())
         frame = pl.DataFrame(
             [
                 *decode_keys(keys, self.view.entity).get_columns(),
@@ -476,7 +476,7 @@ class ShardState:
         closed = pl.DataFrame(
             [
                 *entity.get_columns(),
-                *self._outputs(_taken(rows.values, order), rows.present[order]),
+                *self._outputs(rows.values, order, rows.present[order]),
                 pl.Series("available_at", instants[order]).cast(_INSTANT),
                 series("event_time", rows.event_time[:count][order], caused).cast(_INSTANT),
                 series("partition", rows.partition[:count][order].astype(np.int32), caused),
@@ -512,7 +512,7 @@ class ShardState:
         frame = pl.DataFrame(
             [
                 self.directory.gather(rows.row).to_series("key"),
-                *self._outputs(rows.values, rows.present),
+                *self._outputs(rows.values, None, rows.present),
                 pl.Series("_at", rows.instant),
                 series("_until", until, until != w.FOREVER),
                 series("_empty_at", empty_at, (empty_at != w.NEVER) & (empty_at != w.FOREVER)),
@@ -523,22 +523,26 @@ class ShardState:
             self._no_current = frame
         return frame
 
-    def _outputs(self, words: npt.NDArray[np.int64], present: npt.NDArray[np.int64]) -> list[pl.Series]:
+    def _outputs(
+        self, words: npt.NDArray[np.int64], order: npt.NDArray[np.int64] | None, present: npt.NDArray[np.int64]
+    ) -> list[pl.Series]:
         """Return the columns of all outputs: the features, and what is derived from them."""
-        columns = self._features(words, present)
+        columns = self._features(words, order, present)
         if not self.view.derived:
             return columns
         derived = pl.DataFrame(columns).select(plan.expr.alias(plan.name) for plan in self.view.derived)
         return [*columns, *derived.get_columns()]
 
-    def _features(self, words: npt.NDArray[np.int64], present: npt.NDArray[np.int64]) -> list[pl.Series]:
+    def _features(
+        self, words: npt.NDArray[np.int64], order: npt.NDArray[np.int64] | None, present: npt.NDArray[np.int64]
+    ) -> list[pl.Series]:
         columns = []
         everywhere = int(np.bitwise_and.reduce(present))
         all_there = np.ones(len(present), np.bool_)
         for index, feature in enumerate(self.view.features):
             out = int(self._program.features[index, w.F_OUT])
             there = all_there if everywhere >> index & 1 else (present >> index) & 1 != 0
-            columns.append(column(feature, words[out : out + value_width(feature)], there, self._texts))
+            columns.append(column(feature, words[out : out + value_width(feature)], order, there, self._texts))
         return columns
 
     def _clear_dirty(self) -> None:
@@ -585,15 +589,6 @@ def _by_key_at_one_instant(
     by = np.cumsum(begins[places]) * n_keys + rank[number[places]]
     order[places] = places[np.argsort(by)]
     return order
-
-
-def _taken(words: npt.NDArray[np.int64], places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return these columns of ``words``, as ``words[:, places]`` but row by row in memory too."""
-    taken = np.empty((len(words), len(places)), np.int64)
-    for row, into in zip(words, taken, strict=True):
-        # Places are valid; the mode that checks them writes into a buffer first.
-        row.take(places, out=into, mode="clip")
-    return taken
 
 
 def _without(stored: state_bytes.Stored, gone: Callable[[pl.Series], pl.Series]) -> state_bytes.Stored:
