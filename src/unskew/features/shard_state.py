@@ -36,7 +36,7 @@ _MIN_ROWS = 1024
 _MIN_ITEMS = 64
 _FREED_AT_ONCE = 1 << 23
 _MIN_TEXTS = 1024
-_MOST_ROW_WORDS = 2_000_000
+_MOST_ROW_WORDS = 500_000
 _INSTANT = pl.Datetime("us", "UTC")
 _CAUSES = pl.Series("cause", ["hop", "event"])
 

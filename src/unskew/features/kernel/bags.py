@@ -60,11 +60,10 @@ def fetch_total(packed, owner, code, stage):
         fetch_slot(state.slots, owner, code)
         return
     item = first_in_slot(state.slots, owner, code)
-    if item == w.NONE:
-        return
-    if stage == 2:
+    if item != w.NONE and stage == 2:
         item = state.items[item, w.ITEM_PREVIOUS]
-    if item != w.NONE:
+    # An item that is in no list has anything as its neighbour.
+    if 0 <= item < len(state.items):
         fetch_item(state.items, item)
 
 

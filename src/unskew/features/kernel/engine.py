@@ -30,7 +30,8 @@ from unskew.features.kernel.tiles import (
 from unskew.features.updates import LATE_BOUNDS_US
 
 _LATE_BOUNDS_US = np.array(LATE_BOUNDS_US, np.int64)
-# How many events ahead memory is prefetched: first the entity's row, then, once that is there, its tiles.
+# How many events ahead memory is prefetched: first the entity's row, then, once that is there, its tiles, and last what
+# these lead to.
 _FAR, _NEAR, _NEAREST = 12, 6, 3
 _AHEAD = (_FAR, _NEAR, _NEAREST)
 
@@ -362,12 +363,6 @@ def _fetch_bags(packed, rows, effective, numbers, event):
     if event + _NEAR < len(rows):
         fetch_hinted(packed, np.int64(rows[event + _NEAR]))
     for window in range(len(program.windows)):
-        tile = np.int64(w.NONE)
-        if event + _NEAREST < len(rows):
-            number = ordinal(program, window, effective[event + _NEAREST])
-            tile = state.entities[np.int64(rows[event + _NEAREST]), program.windows[window, w.W_NEWEST]]
-            while tile != w.NONE and state.tiles[tile, w.TILE_NUMBER] > number:
-                tile = previous_of(state, tile)
         for index in range(program.windows[window, w.W_FIRST], program.windows[window, w.W_END]):
             if accumulators[index, w.A_OP] != w.BAG:
                 continue
@@ -375,11 +370,24 @@ def _fetch_bags(packed, rows, effective, numbers, event):
             for stage in range(len(_AHEAD)):
                 ahead = event + _AHEAD[stage]
                 if ahead < len(rows):
-                    fetch_total(
-                        packed, total_owner(program, np.int64(rows[ahead]), index), numbers[codes, ahead], stage
-                    )
-            if tile != w.NONE:
-                fetch_slot(state.slots, tile_owner(program, tile, index), numbers[codes, event + _NEAREST])
+                    owner = total_owner(program, np.int64(rows[ahead]), index)
+                    fetch_total(packed, owner, numbers[codes, ahead], stage)
+            if event + _NEAREST < len(rows):
+                entity = np.int64(rows[event + _NEAREST])
+                tile = _late_tile(program, state, entity, window, effective[event + _NEAREST])
+                if tile != w.NONE:
+                    fetch_slot(state.slots, tile_owner(program, tile, index), numbers[codes, event + _NEAREST])
+
+
+@inlined()
+def _late_tile(program, state, entity, window, effective):
+    """Return the tile that an event will probably enter: one of the last, or NONE."""
+    number = ordinal(program, window, effective)
+    tile = state.entities[entity, program.windows[window, w.W_NEWEST]]
+    for _ in range(_NEAREST):
+        if tile != w.NONE and state.tiles[tile, w.TILE_NUMBER] > number:
+            tile = previous_of(state, tile)
+    return tile
 
 
 @compiled()

@@ -510,7 +510,8 @@ def _map(program, state, entity, index, count, values):
     ranking = _ranking(program, state, entity, index)
     first = first_item(state.entities, entity, features[index, w.F_WORD])
     n_chosen = _choose(program, state, entity, index, ranking, np.int64(w.TEXT), most + 1)
-    low, mid, high = load_limbs(items, ranking, w.ITEM_WORDS) if ranking != w.NONE else sum_of(items, first)
+    has_sums = features[index, w.F_READ] != w.READ_MAP_COUNT
+    low, mid, high = uint64(0), uint64(0), uint64(0)
     n_pairs = 0
     for place in range(n_chosen):
         item = state.chosen[place]
@@ -522,10 +523,17 @@ def _map(program, state, entity, index, count, values):
             program, state, index, items[item, w.ITEM_COUNT], item_low, item_mid, item_high
         )
         count -= items[item, w.ITEM_COUNT]
-        item_low, item_mid, item_high = negate(item_low, item_mid, item_high)
-        low, mid, high = add(low, mid, high, item_low, item_mid, item_high)
+        if has_sums:
+            low, mid, high = add(low, mid, high, item_low, item_mid, item_high)
         n_pairs += 1
     if state.entities[entity, features[index, w.F_WORD] + w.N_ITEMS] > n_pairs:
+        if has_sums:
+            low, mid, high = negate(low, mid, high)
+            if ranking != w.NONE:
+                item_low, item_mid, item_high = load_limbs(items, ranking, w.ITEM_WORDS)
+            else:
+                item_low, item_mid, item_high = sum_of(items, first)
+            low, mid, high = add(low, mid, high, item_low, item_mid, item_high)
         values[out + 1 + 2 * n_pairs] = w.OTHER_KEY
         values[out + 2 + 2 * n_pairs] = _map_value(program, state, index, count, low, mid, high)
         n_pairs += 1

@@ -17,7 +17,6 @@ Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 _OTHER = "other"
-_ROWS_AT_ONCE = 256
 
 
 def column(feature: FeaturePlan, words: Ints, order: Ints | None, present: Bools, texts: Directory) -> pl.Series:
@@ -100,17 +99,11 @@ def _items(words: Ints, first: int, step: int, order: Ints, ends: Ints) -> Ints:
 @compiled()
 def take_items(words: Any, first: int, step: int, order: Any, ends: Any, items: Any) -> None:
     """Write the items of rows, which lie at the places ``order``, to ``items``: a row's up to its place in ``ends``."""
-    # Word by word, because the words of a row do not lie together, and few rows at a time, because what they use of
-    # these words should stay in the processor's cache.
-    for begin in range(0, len(order), _ROWS_AT_ONCE):
-        end = min(begin + _ROWS_AT_ONCE, len(order))
-        longest = 0
-        for row in range(begin, end):
-            longest = max(longest, ends[row + 1] - ends[row])
-        for number in range(longest):
-            for row in range(begin, end):
-                if number < ends[row + 1] - ends[row]:
-                    items[ends[row] + number] = words[first + step * number, order[row]]
+    for row in range(len(order)):
+        place = first
+        for item in range(ends[row], ends[row + 1]):
+            items[item] = words[place, order[row]]
+            place += step
 
 
 def _nested(feature: FeaturePlan, words: Ints, order: Ints, ends: Ints, present: Bools, texts: Directory) -> pl.Series:
