@@ -285,7 +285,7 @@ class _Lowering:
         if n_ranked:
             tally = w.TALLY_RANKING - (n_ranked << w.RANKING_KIND_BITS | (w.TEXT if by >= 0 else kind))
             self._chosen_words = max(self._chosen_words, 2 * n_ranked + w.RANKING_SPARE)
-            row[w.F_N_HINTS] = 0 if feature.function == "mode" else n_ranked
+            row[w.F_N_HINTS] = 0 if feature.function == "mode" else min(n_ranked, w.MOST_HINTS)
         match feature.function:
             case "first_n" | "last_n":
                 size = parameters["n"]

@@ -117,6 +117,9 @@ DECAYED_NOW, DECAYED_TILE, DECAYED_COUNT, DECAYED_SUM, DECAYED_WORDS = range(5)
 # So many tiles are read again each time, because late events enter them.
 DECAYED_AGAIN = 8
 
+# Items of a feature that are prefetched at most, so that the row of a wide map does not grow by a word for each key.
+MOST_HINTS = 16
+
 # Columns of ``touched``: the entity row, its causes, and the last event applied at the open instant.
 T_ROW, T_CAUSE, T_EVENT_TIME, T_PARTITION, T_OFFSET, N_T_COLUMNS = range(6)
 CAUSE_HOP, CAUSE_EVENT = 1, 2
