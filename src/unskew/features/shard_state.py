@@ -40,7 +40,7 @@ _FREED_AT_ONCE = 1 << 23
 _MIN_TEXTS = 1024
 FEW_ROWS = 1_000
 """Fewer closed rows of a step stay words; making a frame of many at once costs less than copying them."""
-_MOST_ROW_WORDS = 2_000_000
+_MOST_ROW_WORDS = 500_000
 _INSTANT = pl.Datetime("us", "UTC")
 _CAUSES = pl.Series("cause", ["hop", "event"])
 
@@ -353,7 +353,7 @@ class ShardState:
         instants = pl.Series("_arrival", held[:, w.C_INSTANT].copy())
         order = pl.DataFrame([instants, keys]).select(pl.arg_sort_by("_arrival", "key")).to_series()
         values = np.ascontiguousarray(held[:, w.C_VALUES :].T)
-        features = self._features(values, held[:, w.C_PRESENT].copy())
+        features = self._features(values, None, held[:, w.C_PRESENT].copy())
         frame = pl.DataFrame(
             [
                 *decode_keys(keys, self.view.entity).get_columns(),
@@ -472,12 +472,12 @@ class ShardState:
         return self._no_closed
 
     def _closed(self, rows: Rows) -> StepRows:
-        """Return rows that the kernel wrote, at least one, which are copied."""
+        """Return rows that the kernel wrote, at least one; it may write others to their place afterwards."""
         count, first = int(rows.n[0]), self.seq
         self.seq += count
         # Numbers of texts may stand for others later.
         if count < FEW_ROWS and not self._as_texts:
-            words = RowWords.of(rows, self.directory.gather(rows.row[:count]))
+            words = RowWords.of(rows, self.directory.gather(rows.row[:count])).copied()
             return StepRows.of(words, count, self._frame, first)
         keys, number = self._distinct(rows.row[:count])
         return StepRows(self._frame([RowWords.of(rows, keys)], first, number), first)
@@ -501,7 +501,7 @@ class ShardState:
         return pl.DataFrame(
             [
                 *entity.get_columns(),
-                *self._outputs(_taken(words.values, order), words.present[order]),
+                *self._outputs(words.values, order, words.present[order]),
                 pl.Series("available_at", words.instants[order]).cast(_INSTANT),
                 series("event_time", words.event_times[order], caused).cast(_INSTANT),
                 series("partition", words.partitions[order].astype(np.int32), caused),
@@ -544,7 +544,7 @@ class ShardState:
         return pl.DataFrame(
             [
                 words.keys.to_series("key"),
-                *self._outputs(words.values, words.present),
+                *self._outputs(words.values, None, words.present),
                 pl.Series("_at", words.changed_at),
                 series("_until", words.until, words.until != w.FOREVER),
                 series("_empty_at", words.empty_at, (words.empty_at != w.NEVER) & (words.empty_at != w.FOREVER)),
@@ -552,22 +552,26 @@ class ShardState:
             ]
         )
 
-    def _outputs(self, words: npt.NDArray[np.int64], present: npt.NDArray[np.int64]) -> list[pl.Series]:
+    def _outputs(
+        self, words: npt.NDArray[np.int64], order: npt.NDArray[np.int64] | None, present: npt.NDArray[np.int64]
+    ) -> list[pl.Series]:
         """Return the columns of all outputs: the features, and what is derived from them."""
-        columns = self._features(words, present)
+        columns = self._features(words, order, present)
         if not self.view.derived:
             return columns
         derived = select(pl.DataFrame(columns), (plan.expr.alias(plan.name) for plan in self.view.derived))
         return [*columns, *derived.get_columns()]
 
-    def _features(self, words: npt.NDArray[np.int64], present: npt.NDArray[np.int64]) -> list[pl.Series]:
+    def _features(
+        self, words: npt.NDArray[np.int64], order: npt.NDArray[np.int64] | None, present: npt.NDArray[np.int64]
+    ) -> list[pl.Series]:
         columns = []
         everywhere = int(np.bitwise_and.reduce(present))
         all_there = np.ones(len(present), np.bool_)
         for index, feature in enumerate(self.view.features):
             out = int(self._program.features[index, w.F_OUT])
             there = all_there if everywhere >> index & 1 else (present >> index) & 1 != 0
-            columns.append(column(feature, words[out : out + value_width(feature)], there, self._texts))
+            columns.append(column(feature, words[out : out + value_width(feature)], order, there, self._texts))
         return columns
 
     def _clear_dirty(self) -> None:
@@ -619,15 +623,6 @@ def _by_key_at_one_instant(
     by = np.cumsum(begins[places]) * n_keys + rank[number[places]]
     order[places] = places[np.argsort(by)]
     return order
-
-
-def _taken(words: npt.NDArray[np.int64], places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return these columns of ``words``, as ``words[:, places]`` but row by row in memory too."""
-    taken = np.empty((len(words), len(places)), np.int64)
-    for row, into in zip(words, taken, strict=True):
-        # Places are valid; the mode that checks them writes into a buffer first.
-        row.take(places, out=into, mode="clip")
-    return taken
 
 
 def _without(stored: state_bytes.Stored, gone: Callable[[pl.Series], pl.Series]) -> state_bytes.Stored:

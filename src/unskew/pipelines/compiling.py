@@ -108,7 +108,7 @@ def entries() -> list[list[Entry]]:
         Entry.of(_write_heads, shown, shown_octets, hashes),
         Entry.of(_take_apart, hashes, 0, ints),
         Entry.of(take_dead, state, narrow),
-        Entry.of(take_items, tables, 1, 2, ints, ints),
+        Entry.of(take_items, tables, 1, 2, ints, ints, ints),
         Entry.of(reset_rows, program, state.entities, narrow, ints, np.int64(w.NONE)),
         Entry.of(fill_slots, state.scalars, state.items, state.slots, marks),
     ]  # fmt: skip

@@ -68,6 +68,11 @@ def test_a_sum_is_rounded_to_float_once_half_even(number: int) -> None:
 @example(2**190, 1)
 @example((2**53 + 1) << 64, 1)
 @example(1 << 64, 3)
+# In the middle between two floats, and so little beside it that only the last digits tell.
+@example(3 * (2**53 + 1) << 60, 6)
+@example((3 * (2**53 + 1) << 60) + 1, 6)
+@example((3 * (2**53 + 3) << 60) - 1, 6)
+@example(-(3 * (2**53 + 1) << 60) - 1, 6)
 def test_a_mean_is_the_exact_quotient_rounded_once(number: int, count: int) -> None:
     found = _float(arithmetic.mean_bits(*_limbs(number), np.int64(count)))
 

@@ -26,6 +26,8 @@ _MANTISSA = np.uint64((1 << 52) - 1)
 _IMPLICIT = np.uint64(1 << 52)
 _INT64_MAX = np.int64(2**63 - 1)
 _INT64_MIN = np.int64(-(2**63))
+_TWO_TO_53 = 2.0**53
+_SLACK = 2.0**-99
 
 
 @inlined()
@@ -228,17 +230,62 @@ def _digits(remainder, digit, divisor):
     return quotient, remainder
 
 
+def _fused(_typing: Any, _left: Any, _right: Any, _other: Any) -> Any:
+    """Return ``left * right + other``, rounded once."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.fma(*arguments)
+
+    return types.float64(types.float64, types.float64, types.float64), generate
+
+
+fused: Any = intrinsic(_fused)
+
+
 @compiled()
 def mean_bits(low, mid, high, count):
-    """Return the float64 bits of ``N * 2**-64 / count``, rounded half-even once; ``count > 0``.
+    """Return the float64 bits of ``N * 2**-64 / count``, rounded half-even once; ``count > 0``."""
+    negative = np.int64(high) < 0
+    if negative:
+        low, mid, high = negate(low, mid, high)
+    if high != _U0:
+        first, second, place = high, mid, 191
+    elif mid != _U0:
+        first, second, place = mid, low, 127
+    elif low != _U0:
+        first, second, place = low, _U0, 63
+    else:
+        return np.int64(0)
+    shift = leading_zeros(first)
+    if shift > 0:
+        first = (first << uint64(shift)) | (second >> uint64(64 - shift))
+        second = second << uint64(shift)
+    if high == _U0 and count < 1 << 53:
+        # The first 53 bits over the count, and what that leaves, which is exact, with the next 53 bits; further bits
+        # are less than one of the last of these. So the sum of the two quotients is wrong by less than 2**-99 of it,
+        # and is rounded as the exact quotient is unless it lies as near as that to where rounding changes.
+        upper = float(np.int64(first >> np.uint64(11))) * _TWO_TO_53
+        lower = float(np.int64(((first & np.uint64(0x7FF)) << np.uint64(42)) | (second >> np.uint64(22))))
+        divisor = float(count)
+        quotient = upper / divisor
+        rest = (fused(-quotient, divisor, upper) + lower) / divisor
+        mean = quotient + rest
+        left = rest - (mean - quotient)
+        slack = mean * _SLACK
+        if mean == mean + (left + slack) and mean == mean + (left - slack):
+            bits = as_bits(mean) + ((place - shift - 105 - 64) << MANTISSA_BITS)
+            return bits | _INT64_MIN if negative else bits
+    return _long_mean_bits(low, mid, high, count, negative)
+
+
+@compiled()
+def _long_mean_bits(low, mid, high, count, negative):
+    """Return the bits of ``+-N * 2**-64 / count`` for every ``N`` and ``count``.
 
     Schoolbook long division of the numerator, extended by 128 fraction bits so that even the smallest numerator over
     the largest count leaves more than 53 bits, and a sticky remainder. Dividing is what it costs, so digits are divided
     only from the first limb that is not zero, and only until 64 bits of the quotient are known.
     """
-    negative = np.int64(high) < 0
-    if negative:
-        low, mid, high = negate(low, mid, high)
     divisor = uint64(count)
     remainder = _U0
     top = _U0

@@ -11,7 +11,18 @@ from unskew.features.jit import inlined, inner
 from unskew.features.kernel import words as w
 from unskew.features.kernel.arithmetic import add_limbs, load_limbs, negate
 from unskew.features.kernel.event_order import load_event, store_event
-from unskew.features.kernel.items import enter, find, free_item, link, new_item, unchain, unlink
+from unskew.features.kernel.items import (
+    enter,
+    fetch_item,
+    fetch_slot,
+    find,
+    first_in_slot,
+    free_item,
+    link,
+    new_item,
+    unchain,
+    unlink,
+)
 from unskew.features.kernel.packed import at, unpacked
 from unskew.features.kernel.rankings import rank_less, rank_more
 from unskew.features.kernel.tallies import note
@@ -39,6 +50,21 @@ def is_of_tile(owner):
 def first_item(cells, cell, word):
     """Return the first item of a cell's multiset or list; NONE if it has none."""
     return cells[cell, word + w.FIRST_ITEM] - 1
+
+
+@inner()
+def fetch_total(packed, owner, code, stage):
+    """Hide the latency of memory in ``put``: prefetch a total's slot, then the item there, and then its neighbour."""
+    _, state = unpacked(packed)
+    if stage == 0:
+        fetch_slot(state.slots, owner, code)
+        return
+    item = first_in_slot(state.slots, owner, code)
+    if item != w.NONE and stage == 2:
+        item = state.items[item, w.ITEM_PREVIOUS]
+    # An item that is in no list has anything as its neighbour.
+    if 0 <= item < len(state.items):
+        fetch_item(state.items, item)
 
 
 @inner()
@@ -77,11 +103,28 @@ def merge_bag(packed, cell, word, owner, tally, first):
         item = items[item, w.ITEM_NEXT]
 
 
+@inlined()
+def _fetch_bag(items, slots, owner, first):
+    """Hide the latency of memory in ``subtract_bag``: prefetch all slots, and then the total's items."""
+    item = first
+    while item != w.NONE:
+        fetch_slot(slots, owner, items[item, w.ITEM_CODE])
+        fetch_slot(slots, items[item, w.ITEM_OWNER], items[item, w.ITEM_CODE])
+        item = items[item, w.ITEM_NEXT]
+    item = first
+    while item != w.NONE:
+        held = first_in_slot(slots, owner, items[item, w.ITEM_CODE])
+        if held != w.NONE:
+            fetch_item(items, held)
+        item = items[item, w.ITEM_NEXT]
+
+
 @inner()
 def subtract_bag(packed, cell, word, owner, tally, first):
     """Take the items of a leaving tile, from ``first`` on, out of a total, and free them."""
     _, state = unpacked(packed)
     scalars, items, slots, cells = state.scalars, state.items, state.slots, state.entities
+    _fetch_bag(items, slots, owner, first)
     item = first
     while item != w.NONE:
         following = items[item, w.ITEM_NEXT]

@@ -12,9 +12,11 @@ import numpy as np
 from unskew.features.jit import compiled, inlined, inner, prefetch
 from unskew.features.kernel import words as w
 from unskew.features.kernel.accumulators import add_event, merge_tile, passes, subtract_tile
+from unskew.features.kernel.bags import fetch_total, first_item, tile_owner, total_owner
 from unskew.features.kernel.grid import boundary, leaving, ordinal
+from unskew.features.kernel.items import fetch_item, fetch_slot
 from unskew.features.kernel.packed import at, unpacked, write_packed
-from unskew.features.kernel.reading import read_feature, read_row
+from unskew.features.kernel.reading import fetch_hinted, read_feature, read_row
 from unskew.features.kernel.tiles import (
     entity_of,
     fetch_chunk,
@@ -28,8 +30,10 @@ from unskew.features.kernel.tiles import (
 from unskew.features.updates import LATE_BOUNDS_US
 
 _LATE_BOUNDS_US = np.array(LATE_BOUNDS_US, np.int64)
-# How many events ahead memory is prefetched: first the entity's row, then, once that is there, its tiles.
-_FAR, _NEAR = 12, 6
+# How many events ahead memory is prefetched: first the entity's row, then, once that is there, its tiles, and last what
+# these lead to.
+_FAR, _NEAR, _NEAREST = 12, 6, 3
+_AHEAD = (_FAR, _NEAR, _NEAREST)
 
 
 @inlined()
@@ -183,6 +187,8 @@ def _close(program, state, rows, values):
     for slot in range(n_touched):
         if slot + _NEAR < n_touched:
             fetch_entity(state, state.touched[slot + _NEAR, w.T_ROW])
+        if program.n_bags > 0 and slot + _NEAREST < n_touched:
+            fetch_hinted(at(state), state.touched[slot + _NEAREST, w.T_ROW])
         entity = state.touched[slot, w.T_ROW]
         state.entities[entity, w.ENTITY_SLOT] = w.NONE
         if _read_touched(program, state, entity, values):
@@ -242,6 +248,17 @@ def _expire_tile(program, state, window, tile, number, values):
     _leave(program, state, window, tile)
 
 
+@inner()
+def _fetch_first_items(packed, window, tile):
+    """Prefetch the first item of each of a tile's multisets."""
+    program, state = unpacked(packed)
+    for index in range(program.windows[window, w.W_FIRST], program.windows[window, w.W_END]):
+        if program.accumulators[index, w.A_OP] == w.BAG:
+            item = first_item(state.tiles, tile, w.TILE_WORDS + program.accumulators[index, w.A_WORD])
+            if item != w.NONE:
+                fetch_item(state.items, item)
+
+
 @inlined()
 def _expire(program, state, window, values):
     """Process the window's next bucket, and find the bucket after it."""
@@ -260,7 +277,10 @@ def _expire(program, state, window, values):
         if following != w.NONE:
             fetch_chunk(state, following)
         for place in range(n_tiles):
-            fetch_entity(state, entity_of(state, np.int64(chunks[chunk, w.CHUNK_TILES + place])))
+            tile = np.int64(chunks[chunk, w.CHUNK_TILES + place])
+            fetch_entity(state, entity_of(state, tile))
+            if program.n_bags > 0:
+                _fetch_first_items(at(state), window, tile)
         for place in range(n_tiles):
             _expire_tile(program, state, window, np.int64(chunks[chunk, w.CHUNK_TILES + place]), number, values)
         free_chunk(state, chunk)
@@ -331,6 +351,43 @@ def _fetch_ahead(program, state, batch, event):
             tile = state.entities[row, program.windows[window, w.W_NEWEST]]
             if tile != w.NONE:
                 fetch_tile(state, tile)
+    if program.n_bags > 0:
+        _fetch_bags(at(state), batch.rows, batch.effective, batch.numbers, event)
+
+
+@inner()
+def _fetch_bags(packed, rows, effective, numbers, event):
+    """Prefetch the items of maps and other multisets that events to come will change or have read."""
+    program, state = unpacked(packed)
+    accumulators = program.accumulators
+    if event + _NEAR < len(rows):
+        fetch_hinted(packed, np.int64(rows[event + _NEAR]))
+    for window in range(len(program.windows)):
+        for index in range(program.windows[window, w.W_FIRST], program.windows[window, w.W_END]):
+            if accumulators[index, w.A_OP] != w.BAG:
+                continue
+            codes = accumulators[index, w.A_BY] if accumulators[index, w.A_BY] >= 0 else accumulators[index, w.A_VALUE]
+            for stage in range(len(_AHEAD)):
+                ahead = event + _AHEAD[stage]
+                if ahead < len(rows):
+                    owner = total_owner(program, np.int64(rows[ahead]), index)
+                    fetch_total(packed, owner, numbers[codes, ahead], stage)
+            if event + _NEAREST < len(rows):
+                entity = np.int64(rows[event + _NEAREST])
+                tile = _late_tile(program, state, entity, window, effective[event + _NEAREST])
+                if tile != w.NONE:
+                    fetch_slot(state.slots, tile_owner(program, tile, index), numbers[codes, event + _NEAREST])
+
+
+@inlined()
+def _late_tile(program, state, entity, window, effective):
+    """Return the tile that an event will probably enter: one of the last, or NONE."""
+    number = ordinal(program, window, effective)
+    tile = state.entities[entity, program.windows[window, w.W_NEWEST]]
+    for _ in range(_NEAREST):
+        if tile != w.NONE and state.tiles[tile, w.TILE_NUMBER] > number:
+            tile = previous_of(state, tile)
+    return tile
 
 
 @compiled()

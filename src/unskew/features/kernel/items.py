@@ -3,7 +3,7 @@
 import numpy as np
 from numba import uint64
 
-from unskew.features.jit import compiled, inlined
+from unskew.features.jit import compiled, inlined, prefetch, prefetch_item
 from unskew.features.kernel import words as w
 
 
@@ -79,6 +79,25 @@ def find(items, slots, owner, code):
     while item != w.NONE and (items[item, w.ITEM_CODE] != code or items[item, w.ITEM_OWNER] != owner):
         item = items[item, w.ITEM_CHAIN]
     return item
+
+
+@inlined()
+def fetch_slot(slots, owner, code):
+    """Prefetch the slot in which ``find`` begins."""
+    prefetch_item(slots, _slot(slots, owner, code))
+
+
+@inlined()
+def first_in_slot(slots, owner, code):
+    """Return the item that ``find`` looks at first, or NONE."""
+    return slots[_slot(slots, owner, code)]
+
+
+@inlined()
+def fetch_item(items, item):
+    """Prefetch an item, which may lie in two cache lines."""
+    prefetch(items, item, np.int64(w.ITEM_NEXT))
+    prefetch(items, item, np.int64(w.ITEM_WORDS + w.N_ITEM_WORDS - 1))
 
 
 @inlined()

@@ -217,6 +217,13 @@ class _Lowering:
         features[:, w.F_WORD] += total_of
         with_squares = np.isin(features[:, w.F_READ], (w.READ_VAR, w.READ_STD))
         features[with_squares, w.F_SQUARES] += total_of[with_squares]
+        entity_words = totals + len(self._cells) * n_words
+        for row in features:
+            if row[w.F_READ] in {w.READ_DECAYED_COUNT, w.READ_DECAYED_SUM}:
+                row[w.F_DECAYED] = entity_words
+                entity_words += w.DECAYED_WORDS
+            row[w.F_HINTS] = entity_words
+            entity_words += int(row[w.F_N_HINTS])
         windows = np.zeros((len(view.windows), w.N_W_COLUMNS), np.int64)
         tables: list[Ints] = []
         table = ring = 0
@@ -240,7 +247,7 @@ class _Lowering:
             constants=np.array(self._constants or [0.0], np.float64),
             n_words=n_words,
             ring_slots=ring,
-            entity_words=totals + len(self._cells) * n_words,
+            entity_words=entity_words,
             value_words=value_words,
             chosen_words=self._chosen_words,
             rank_words=self._rank_words,
@@ -278,6 +285,7 @@ class _Lowering:
         if n_ranked:
             tally = w.TALLY_RANKING - (n_ranked << w.RANKING_KIND_BITS | (w.TEXT if by >= 0 else kind))
             self._chosen_words = max(self._chosen_words, 2 * n_ranked + w.RANKING_SPARE)
+            row[w.F_N_HINTS] = 0 if feature.function == "mode" else min(n_ranked, w.MOST_HINTS)
         match feature.function:
             case "first_n" | "last_n":
                 size = parameters["n"]
@@ -289,6 +297,7 @@ class _Lowering:
                 row[w.F_BIN_BITS] = parameters["bits"]
                 # Sign, exponent and mantissa, two bits a level.
                 tally = (1 + _EXPONENT_BITS + parameters["bits"] + 1) // 2
+                self._chosen_words = max(self._chosen_words, 2 * w.TALLY_FROM)
             case "approx_count_distinct":
                 row[w.F_REGISTER_BITS] = parameters["bits"]
                 tally = w.TALLY_RANKS

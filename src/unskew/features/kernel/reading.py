@@ -24,6 +24,7 @@ from unskew.features.kernel.arithmetic import (
 from unskew.features.kernel.bags import first_item, total_owner
 from unskew.features.kernel.comparing import is_other
 from unskew.features.kernel.grid import ordinal
+from unskew.features.kernel.items import fetch_item
 from unskew.features.kernel.packed import at, unpacked
 from unskew.features.kernel.rankings import comes_before, ranking_of, select, sum_of
 from unskew.features.kernel.tallies import is_tallied, tallied_bin, tallied_ranks
@@ -201,20 +202,35 @@ def _mode(program, state, entity, index):
 
 
 @inlined()
-def _choose(state, ranking, first, kind, size):
+def _choose(program, state, entity, index, ranking, kind, size):
     """Write the most frequent ``size`` items into ``chosen`` and return their number; ties go to the smaller code.
 
-    ``first``: the first item of the multiset, ``ranking``: its ranking or NONE.
+    ``ranking``: that of the multiset, or NONE. The entity's row keeps the items too: the next reading prefetches them.
     """
+    features = program.features
+    entities = state.entities
     n_chosen = np.int64(0)
+    item = first_item(entities, entity, features[index, w.F_WORD])
     if ranking == w.NONE:
-        n_chosen = select(at(state), first, kind, size)
+        n_chosen = select(at(state), item, kind, size)
     else:
-        while first != w.NONE and n_chosen < size:
-            state.chosen[n_chosen] = first
+        while item != w.NONE and n_chosen < size:
+            state.chosen[n_chosen] = item
             n_chosen += 1
-            first = state.items[first, w.ITEM_NEXT]
+            item = state.items[item, w.ITEM_NEXT]
+    for place in range(min(n_chosen, features[index, w.F_N_HINTS])):
+        entities[entity, features[index, w.F_HINTS] + place] = state.chosen[place]
     return n_chosen
+
+
+@inner()
+def fetch_hinted(packed, entity):
+    """Prefetch the items that readings of an entity's row read last, which are mostly those that the next one reads."""
+    program, state = unpacked(packed)
+    features = program.features
+    for index in range(len(features)):
+        for place in range(features[index, w.F_N_HINTS]):
+            fetch_item(state.items, state.entities[entity, features[index, w.F_HINTS] + place])
 
 
 @inlined()
@@ -222,8 +238,8 @@ def _top(program, state, entity, index, values):
     features = program.features
     out = features[index, w.F_OUT]
     ranking = _ranking(program, state, entity, index)
-    first = first_item(state.entities, entity, features[index, w.F_WORD])
-    n_chosen = _choose(state, ranking, first, features[index, w.F_KIND], features[index, w.F_MOST_ITEMS])
+    kind, most = features[index, w.F_KIND], features[index, w.F_MOST_ITEMS]
+    n_chosen = _choose(program, state, entity, index, ranking, kind, most)
     values[out] = n_chosen
     for place in range(n_chosen):
         values[out + 1 + place] = state.items[state.chosen[place], w.ITEM_CODE]
@@ -238,6 +254,8 @@ def _quantile(program, state, entity, index, rank):
     word = program.features[index, w.F_WORD]
     if state.entities[entity, word + w.N_ITEMS] > w.TALLY_UNTIL and is_tallied(state, owner, tally):
         code = tallied_bin(at(state), owner, tally, rank)
+    elif state.entities[entity, word + w.N_ITEMS] <= w.TALLY_FROM:
+        code = _bin_of_few(state.items, first_item(state.entities, entity, word), rank, state.chosen)
     else:
         code = _bin(state.items, first_item(state.entities, entity, word), rank)
     if code == 0:
@@ -265,6 +283,32 @@ def _bin(items, first, rank):
             if items[item, w.ITEM_CODE] <= middle:
                 below += items[item, w.ITEM_COUNT]
             item = items[item, w.ITEM_NEXT]
+        if below >= rank:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+@inner()
+def _bin_of_few(items, first, rank, chosen):
+    """Return the same of at most ``TALLY_FROM`` items: their codes and counts side by side are soon counted again."""
+    low = items[first, w.ITEM_CODE]
+    high = low
+    n_items = 0
+    item = first
+    while item != w.NONE:
+        code = items[item, w.ITEM_CODE]
+        chosen[n_items] = code
+        chosen[w.TALLY_FROM + n_items] = items[item, w.ITEM_COUNT]
+        low, high = min(low, code), max(high, code)
+        n_items += 1
+        item = items[item, w.ITEM_NEXT]
+    while low < high:
+        middle = low + ((high - low) >> 1)
+        below = np.int64(0)
+        for place in range(n_items):
+            below += chosen[w.TALLY_FROM + place] if chosen[place] <= middle else np.int64(0)
         if below >= rank:
             high = middle
         else:
@@ -360,19 +404,59 @@ def _in_tile(program, window, word):
 def _decayed(program, state, entity, index):
     """Return the bits of the sum, over the tiles from old to new, of value times decay.
 
-    The decay is that of the tile's age in hops.
+    The decay is that of the tile's age in hops. Until the next hop no tile leaves and no age changes, so the sum of the
+    tiles before one is still what it was if they have as many events.
     """
     features = program.features
+    entities = state.entities
+    window = features[index, w.F_WINDOW]
+    kept = features[index, w.F_DECAYED]
+    now = ordinal(program, window, state.scalars[w.S_CLOCK])
+    n_events = entities[entity, features[index, w.F_COUNT_WORD]]
+    tile = entities[entity, program.windows[window, w.W_OLDEST]]
+    total = 0.0
+    if entities[entity, kept + w.DECAYED_TILE] > 0 and entities[entity, kept + w.DECAYED_NOW] == now:
+        first = entities[entity, kept + w.DECAYED_TILE] - 1
+        count_word = _in_tile(program, window, features[index, w.F_COUNT_WORD])
+        n_before = n_events
+        other = first
+        while other != w.NONE:
+            n_before -= state.tiles[other, count_word]
+            other = next_of(state, other)
+        if n_before == entities[entity, kept + w.DECAYED_COUNT]:
+            tile = first
+            total = as_float(entities[entity, kept + w.DECAYED_SUM])
+    total = _decayed_from(at(state), entity, index, now, tile, total)
+    if features[index, w.F_READ] == w.READ_DECAYED_SUM and features[index, w.F_KIND] != w.FLOAT:
+        total = total / program.constants[features[index, w.F_UNIT]]
+    return as_bits(total)
+
+
+@inner()
+def _decayed_from(packed, entity, index, now, tile, total):
+    """Return a sum of the tiles before one with those from there on, and keep what the next reading needs."""
+    program, state = unpacked(packed)
+    features = program.features
+    entities = state.entities
+    tiles = state.tiles
     window = features[index, w.F_WINDOW]
     half_life = features[index, w.F_HALF_LIFE]
     word = _in_tile(program, window, features[index, w.F_WORD])
     count_word = _in_tile(program, window, features[index, w.F_COUNT_WORD])
-    is_float = features[index, w.F_KIND] == w.FLOAT
-    now = ordinal(program, window, state.scalars[w.S_CLOCK])
-    tiles = state.tiles
-    total = 0.0
-    tile = state.entities[entity, program.windows[window, w.W_OLDEST]]
+    kept = features[index, w.F_DECAYED]
+    n_before = np.int64(0)
+    # Of those that stay at this hop, because the next reading begins there.
+    again = now - min(np.int64(w.DECAYED_AGAIN), program.windows[window, w.W_SPAN])
+    is_kept = tile != entities[entity, program.windows[window, w.W_OLDEST]]
+    if not is_kept:
+        entities[entity, kept + w.DECAYED_TILE] = 0
     while tile != w.NONE:
+        if not is_kept and tiles[tile, w.TILE_NUMBER] >= again:
+            is_kept = True
+            entities[entity, kept + w.DECAYED_NOW] = now
+            entities[entity, kept + w.DECAYED_TILE] = tile + 1
+            entities[entity, kept + w.DECAYED_COUNT] = n_before
+            entities[entity, kept + w.DECAYED_SUM] = as_bits(total)
         if tiles[tile, count_word] > 0:
             age = now - tiles[tile, w.TILE_NUMBER]
             weight = program.constants[features[index, w.F_DECAY] + age % half_life]
@@ -386,10 +470,9 @@ def _decayed(program, state, entity, index):
                 low, mid, high = load_limbs(tiles, tile, word)
                 held = as_float(to_float_bits(low, mid, high))
             total = total + held * weight
+            n_before += tiles[tile, count_word]
         tile = next_of(state, tile)
-    if features[index, w.F_READ] == w.READ_DECAYED_SUM and not is_float:
-        total = total / program.constants[features[index, w.F_UNIT]]
-    return as_bits(total)
+    return total
 
 
 @inlined()
@@ -426,8 +509,9 @@ def _map(program, state, entity, index, count, values):
     most = features[index, w.F_MOST_ITEMS]
     ranking = _ranking(program, state, entity, index)
     first = first_item(state.entities, entity, features[index, w.F_WORD])
-    n_chosen = _choose(state, ranking, first, np.int64(w.TEXT), most + 1)
-    low, mid, high = load_limbs(items, ranking, w.ITEM_WORDS) if ranking != w.NONE else sum_of(items, first)
+    n_chosen = _choose(program, state, entity, index, ranking, np.int64(w.TEXT), most + 1)
+    has_sums = features[index, w.F_READ] != w.READ_MAP_COUNT
+    low, mid, high = uint64(0), uint64(0), uint64(0)
     n_pairs = 0
     for place in range(n_chosen):
         item = state.chosen[place]
@@ -439,10 +523,17 @@ def _map(program, state, entity, index, count, values):
             program, state, index, items[item, w.ITEM_COUNT], item_low, item_mid, item_high
         )
         count -= items[item, w.ITEM_COUNT]
-        item_low, item_mid, item_high = negate(item_low, item_mid, item_high)
-        low, mid, high = add(low, mid, high, item_low, item_mid, item_high)
+        if has_sums:
+            low, mid, high = add(low, mid, high, item_low, item_mid, item_high)
         n_pairs += 1
     if state.entities[entity, features[index, w.F_WORD] + w.N_ITEMS] > n_pairs:
+        if has_sums:
+            low, mid, high = negate(low, mid, high)
+            if ranking != w.NONE:
+                item_low, item_mid, item_high = load_limbs(items, ranking, w.ITEM_WORDS)
+            else:
+                item_low, item_mid, item_high = sum_of(items, first)
+            low, mid, high = add(low, mid, high, item_low, item_mid, item_high)
         values[out + 1 + 2 * n_pairs] = w.OTHER_KEY
         values[out + 2 + 2 * n_pairs] = _map_value(program, state, index, count, low, mid, high)
         n_pairs += 1

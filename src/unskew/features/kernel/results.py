@@ -19,15 +19,19 @@ Bools = npt.NDArray[np.bool_]
 _OTHER = "other"
 
 
-def column(feature: FeaturePlan, words: Ints, present: Bools, texts: Directory) -> pl.Series:
+def column(feature: FeaturePlan, words: Ints, order: Ints | None, present: Bools, texts: Directory) -> pl.Series:
     """Return a feature's column; null where the value is not present.
 
-    ``words``: int64 [width, rows]; the column may keep them, so they must not change afterwards. ``texts``: the
+    ``words``: int64 [width, rows]. ``order``: the places of rows in the order of the column; without it the column may
+    keep the words, so they must not change afterwards. ``present``: in the order of the column. ``texts``: the
     directory whose rows stand for texts.
     """
-    if feature.dtype.nesting:
-        return _nested(feature, words, present, texts)
-    return _scalars(feature.name, feature.dtype, words[0], present, texts)
+    # Places are valid, so no mode need check them.
+    first = words[0] if order is None else words[0].take(order, mode="clip")
+    if not feature.dtype.nesting:
+        return _scalars(feature.name, feature.dtype, first, present, texts)
+    ends = np.concatenate(([0], np.cumsum(np.where(present, first, 0))))
+    return _nested(feature, words, np.arange(len(first)) if order is None else order, ends, present, texts)
 
 
 def _scalars(name: str, dtype: Type, numbers: Ints, present: Bools, texts: Directory) -> pl.Series:
@@ -68,7 +72,8 @@ def _texts(name: str, codes: Ints, texts: Directory) -> pl.Series:
     occurs[codes] = True
     places = (np.cumsum(occurs, dtype=np.uint32) - np.uint32(1))[codes]
     each = texts.gather(np.flatnonzero(occurs[:-1]).astype(np.int32)).to_series(name)
-    return each.append(pl.Series([_OTHER])).gather(pl.Series(places))
+    # From one piece; from several, Polars gathers texts one by one.
+    return each.append(pl.Series([_OTHER])).rechunk().gather(pl.Series(places))
 
 
 def _spread(held: pl.Series, present: Bools) -> pl.Series:
@@ -84,35 +89,32 @@ def _decimals(units: Ints, present: Bools, scale: int) -> pa.Array:
     return pa.Array.from_buffers(pa.decimal128(38, scale), len(units), [mask, pa.py_buffer(wide.tobytes())])
 
 
-def _items(words: Ints, first: int, step: int, ends: Ints) -> Ints:
+def _items(words: Ints, first: int, step: int, order: Ints, ends: Ints) -> Ints:
     """Return the items of all rows, one row after the other: words ``first``, ``first + step`` and so on of each."""
     items = np.empty(int(ends[-1]), np.int64)
-    take_items(words, first, step, ends, items)
+    take_items(words, first, step, order, ends, items)
     return items
 
 
 @compiled()
-def take_items(words: Any, first: int, step: int, ends: Any, items: Any) -> None:
-    """Write the items of rows to ``items``, those of a row up to its place in ``ends``."""
-    # Word by word, because the words of a row do not lie together.
-    for place in range(first, len(words), step):
-        number = (place - first) // step
-        for row in range(len(ends) - 1):
-            if number < ends[row + 1] - ends[row]:
-                items[ends[row] + number] = words[place, row]
+def take_items(words: Any, first: int, step: int, order: Any, ends: Any, items: Any) -> None:
+    """Write the items of rows, which lie at the places ``order``, to ``items``: a row's up to its place in ``ends``."""
+    for row in range(len(order)):
+        place = first
+        for item in range(ends[row], ends[row + 1]):
+            items[item] = words[place, order[row]]
+            place += step
 
 
-def _nested(feature: FeaturePlan, words: Ints, present: Bools, texts: Directory) -> pl.Series:
+def _nested(feature: FeaturePlan, words: Ints, order: Ints, ends: Ints, present: Bools, texts: Directory) -> pl.Series:
     """Return lists (a word for the length, then the items) or maps (the length, then pairs of key and value)."""
-    lengths = np.where(present, words[0], 0)
-    ends = np.concatenate(([0], np.cumsum(lengths)))
     inner = feature.dtype.element
     if feature.dtype.nesting == "map":
-        names = _texts(MAP_KEY, _items(words, 1, 2, ends), texts)
-        held = _scalars(MAP_VALUE, inner, _items(words, 2, 2, ends), np.ones(int(ends[-1]), np.bool_), texts)
+        names = _texts(MAP_KEY, _items(words, 1, 2, order, ends), texts)
+        held = _scalars(MAP_VALUE, inner, _items(words, 2, 2, order, ends), np.ones(int(ends[-1]), np.bool_), texts)
         flat = pl.DataFrame([names, held]).to_struct("")
     else:
-        flat = _scalars("", inner, _items(words, 1, 1, ends), np.ones(int(ends[-1]), np.bool_), texts)
+        flat = _scalars("", inner, _items(words, 1, 1, order, ends), np.ones(int(ends[-1]), np.bool_), texts)
     # As Polars holds texts, else they would be copied twice.
     array = flat.to_arrow(compat_level=pl.CompatLevel.newest())
     lists = pa.LargeListArray.from_arrays(

@@ -31,18 +31,23 @@ class RowWords(NamedTuple):
 
     @classmethod
     def of(cls, rows: Rows, keys: Keys) -> "RowWords":
-        """Return copies of the rows that the kernel wrote."""
+        """Return the rows that the kernel wrote, in its space; there may be more words than rows."""
         count = int(rows.n[0])
         return cls(
             keys=keys,
-            instants=rows.instant[:count].copy(),
-            event_times=rows.event_time[:count].copy(),
-            partitions=rows.partition[:count].copy(),
-            offsets=rows.offset[:count].copy(),
+            instants=rows.instant[:count],
+            event_times=rows.event_time[:count],
+            partitions=rows.partition[:count],
+            offsets=rows.offset[:count],
             caused=rows.cause[:count] & w.CAUSE_EVENT != 0,
-            values=rows.values[:, :count].copy(),
-            present=rows.present[:count].copy(),
+            values=rows.values,
+            present=rows.present[:count],
         )
+
+    def copied(self) -> "RowWords":
+        """Return copies, which stay when the kernel writes other rows."""
+        arrays = {name: getattr(self, name).copy() for name in self._fields if name not in {"keys", "values"}}
+        return RowWords(keys=self.keys, values=self.values[:, : len(self.instants)].copy(), **arrays)
 
 
 class CurrentWords(NamedTuple):

@@ -16,7 +16,8 @@ class State(NamedTuple):
     - ``entities`` [rows, ...]: ``ENTITY_LIVE`` number of tiles, ``ENTITY_SLOT`` place in ``touched`` or -1,
       ``ENTITY_MARKS``, ``ENTITY_CHANGED`` instant of the last change; the previous closed row: ``ENTITY_PRESENT`` a bit
       for each feature, and from ``ENTITY_VALUES`` on its words; then for each window (``W_OLDEST``, ``W_NEWEST``) the
-      oldest and the newest tile, and for each window (``W_TOTAL``) its running total.
+      oldest and the newest tile, for each window (``W_TOTAL``) its running total, and what readings leave for the next:
+      ``F_HINTS`` and ``F_DECAYED`` of a feature.
     - ``tiles`` [tiles, ...]: columns ``TILE_...``; ``links``: their memory as columns ``LINK_...``. ``ring``: the first
       chunk of each bucket. ``chunks`` [chunks, 16]: columns ``CHUNK_...``.
     - ``items`` [items, 10]: columns ``ITEM_...``, of the multisets and lists of all cells. ``slots``: the first item of

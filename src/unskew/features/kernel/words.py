@@ -75,9 +75,11 @@ ZERO_WHEN_EMPTY = (READ_COUNT, READ_SUM, READ_DISTINCT, READ_APPROX, READ_DECAYE
     F_REGISTER_BITS,  # approx_count_distinct: bits that choose the register
     F_HALF_LIFE, F_DECAY,  # decayed_count, decayed_sum: half-life in hops; place of the first decay in the constants
     F_UNIT,  # decayed_sum of decimals: place of the number of units in 1 in the constants
+    F_DECAYED,  # decayed_count, decayed_sum: in an entity's row, the first word of DECAYED_...
     F_ACCUMULATOR,  # what reads a tally: its accumulator
+    F_HINTS, F_N_HINTS,  # top_k, maps: in an entity's row, the first of the items that were read last; their number
     N_F_COLUMNS,
-) = range(20)  # fmt: skip
+) = range(23)  # fmt: skip
 
 # Columns of a program's windows.
 (
@@ -100,7 +102,7 @@ ZERO_WHEN_EMPTY = (READ_COUNT, READ_SUM, READ_DISTINCT, READ_APPROX, READ_DECAYE
 ) = range(17)  # fmt: skip
 
 # Columns of an entity's row. After the values come, for each window, two words for its oldest and newest tile, and
-# then, for each window, ``n_words`` for its running total.
+# then, for each window, ``n_words`` for its running total, and last, for each feature, its hints or ``DECAYED_...``.
 ENTITY_LIVE, ENTITY_SLOT, ENTITY_MARKS, ENTITY_CHANGED, ENTITY_PRESENT, ENTITY_VALUES = range(6)
 MARK_DIRTY, MARK_DEAD = 1, 2
 # The marks of windows that the open instant has touched: a bit for each, the last one for all windows from there on.
@@ -108,6 +110,15 @@ MARK_WINDOWS, N_WINDOW_MARKS = 4, 60
 ALL_WINDOWS = ((1 << N_WINDOW_MARKS) - 1) * MARK_WINDOWS
 # The entity has, or has had, a wedge (``wedges``).
 MARK_WEDGE = 1 << 62
+
+# What a reading of a decayed feature leaves for the next: the number of the present tile; a tile plus one, 0 for none;
+# how many events those before it have, and their sum (float64 bits).
+DECAYED_NOW, DECAYED_TILE, DECAYED_COUNT, DECAYED_SUM, DECAYED_WORDS = range(5)
+# So many tiles are read again each time, because late events enter them.
+DECAYED_AGAIN = 8
+
+# Items of a feature that are prefetched at most, so that the row of a wide map does not grow by a word for each key.
+MOST_HINTS = 16
 
 # Columns of ``touched``: the entity row, its causes, and the last event applied at the open instant.
 T_ROW, T_CAUSE, T_EVENT_TIME, T_PARTITION, T_OFFSET, N_T_COLUMNS = range(6)
