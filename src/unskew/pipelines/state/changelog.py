@@ -44,6 +44,7 @@ from unskew.features.kernel.repeats import Repeats
 from unskew.features.plan import ViewPlan
 from unskew.features.shard_state import ShardState
 from unskew.sinks import durable
+from unskew.sinks.aside import Aside
 from unskew.sinks.ipc import from_ipc, to_ipc
 
 CHUNK_EVENTS = 25_000
@@ -145,7 +146,8 @@ class Changelogs:
     One thread writes, and one shard at a time gets a new base. ``still_ours``: raises if another process has taken over
     the folder; each changelog calls it before it creates or renames a file. ``going_on``: raises if the process should
     stop; it is called while events are applied to a saved state. ``kept_bytes``: how many bytes of events a manifest
-    keeps at most; with 0, all of them are in files.
+    keeps at most; with 0, all of them are in files. ``aside``: does what an epoch's end leaves undone; None for the
+    thread that writes.
     """
 
     def __init__(
@@ -155,8 +157,10 @@ class Changelogs:
         going_on: Callable[[], None] = lambda: None,
         *,
         kept_bytes: int = 0,
+        aside: Aside | None = None,
     ) -> None:
         self.root = root
+        self._aside = aside
         self.kept_bytes = kept_bytes
         self.still_ours = still_ours
         self.going_on = going_on
@@ -179,6 +183,10 @@ class Changelogs:
         if self._writer is None:
             self._writer = ThreadPoolExecutor(1, "unskew-changelog")
         self._writer.submit(write)
+
+    def after_the_end(self, call: Callable[[], None]) -> None:
+        """Run a call in another thread, once the epoch's end is over."""
+        (self.soon if self._aside is None else self._aside.soon)(call)
 
     def aside(self, make: Callable[[], None]) -> bool:
         """Make a base in a separate thread, unless one is being made for another shard; return true if it has begun."""
@@ -281,7 +289,7 @@ class Changelog:
             if self._outgoing:
                 # In the other thread, because removing a large file takes long. The next start removes what is left.
                 outgoing, self._outgoing = self._outgoing, set()
-                self._all.soon(lambda: self._remove(outgoing))
+                self._all.after_the_end(lambda: self._remove(outgoing))
             self._hand_over()
             with self._lock:
                 if not self._may_keep():
@@ -296,7 +304,7 @@ class Changelog:
         n_kept = 0 if manifest.kept is None else len(manifest.kept.data)
         self._all.note_size(self.folder, self._base_bytes + sum(file.n_bytes for file in manifest.events), n_kept)
         if n_kept >= ASIDE_BYTES:
-            self._all.soon(self._write_aside)
+            self._all.after_the_end(self._write_aside)
         return manifest
 
     def close(self) -> None:

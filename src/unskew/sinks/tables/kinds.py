@@ -11,7 +11,7 @@ from typing_extensions import override
 from unskew.features.ledger import NOTHING_LATE, ledger_of, written
 from unskew.features.plan import ViewPlan
 from unskew.features.updates import ClosedRows, NothingToCome, Updates, frames
-from unskew.sinks.tables.aside import Aside
+from unskew.sinks.aside import Aside
 from unskew.sinks.tables.layout import (
     EVENTS,
     FIRST,

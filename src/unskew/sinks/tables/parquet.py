@@ -46,10 +46,10 @@ from unskew.features.plan import ViewPlan
 from unskew.features.registry import describe_one
 from unskew.features.time import DAY_US, day_of
 from unskew.sinks import durable
+from unskew.sinks.aside import Aside
 from unskew.sinks.ipc import from_ipc, to_ipc
 from unskew.sinks.objects import ObjectPath
 from unskew.sinks.tables import checksum, layout
-from unskew.sinks.tables.aside import Aside
 from unskew.sinks.tables.publication import ByCoverage, ByRename, Publication
 
 KEPT_BYTES = 1 << 20
