@@ -45,6 +45,7 @@ from unskew.features.plan import ViewPlan
 from unskew.features.shard_state import ShardState
 from unskew.sinks import durable
 from unskew.sinks.aside import Aside
+from unskew.sinks.gathered import Gathered
 from unskew.sinks.ipc import from_ipc, to_ipc
 
 CHUNK_EVENTS = 25_000
@@ -255,8 +256,7 @@ class Changelog:
         self._number = 1 + max([self._base, *(file.number for file in self._files)])
         self._named: set[str] = set() if saved is None else saved.names()
         self._outgoing: set[str] = set()
-        self._waiting: list[pl.DataFrame] = []
-        self._n_waiting = 0
+        self._waiting = Gathered()
         # Shared with the writing thread, under the lock.
         self._lock = threading.Lock()
         self._chunks: deque[_Chunk] = deque()
@@ -275,24 +275,23 @@ class Changelog:
         if not events.height:
             return
         self._waiting.append(events)
-        self._n_waiting += events.height
         self.applied += events.height
-        if self._n_waiting >= CHUNK_EVENTS:
+        if self._waiting.n_rows >= CHUNK_EVENTS:
             self._hand_over()
             self._all.soon(self._write_quietly)
 
     def snapshot(self, state: ShardState, dropped: int) -> Manifest:
         """Make the noted events durable, and return what to continue from; the module says when to call it."""
-        # From here on files are removed and created, and they may belong to another process by now.
-        self._all.still_ours()
         with durable.disk(self.folder):
             if self._outgoing:
-                # In the other thread, because removing a large file takes long. The next start removes what is left.
+                # In another thread, because removing a large file takes long. The next start removes what is left.
                 outgoing, self._outgoing = self._outgoing, set()
                 self._all.after_the_end(lambda: self._remove(outgoing))
             self._hand_over()
             with self._lock:
                 if not self._may_keep():
+                    # What is open may not be what has the name by now.
+                    self._all.still_ours()
                     self._write_durably()
                 self._adopt()
                 self._rebase_if_due(state, dropped)
@@ -332,15 +331,17 @@ class Changelog:
         return sum(len(chunk.encoded().data) for chunk in self._chunks) <= self._all.room(self.folder)
 
     def _hand_over(self) -> None:
-        if self._waiting:
-            self._chunks.append(_Chunk(self._waiting))
-            self._waiting = []
-            self._n_waiting = 0
+        if self._waiting.n_rows:
+            self._chunks.append(_Chunk(self._waiting.frames()))
+            self._waiting.clear()
 
     def _remove(self, names: set[str]) -> None:
-        for name in sorted(names):
-            with contextlib.suppress(OSError):
-                (self.folder / name).unlink()
+        # They may belong to another process by now; the next epoch's end reports it.
+        with contextlib.suppress(LayoutError):
+            self._all.still_ours()
+            for name in sorted(names):
+                with contextlib.suppress(OSError):
+                    (self.folder / name).unlink()
 
     def _write_quietly(self) -> None:
         """Write without reporting a failure; the next snapshot tries again and reports it."""

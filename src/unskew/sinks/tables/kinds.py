@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 from typing_extensions import override
 
@@ -12,6 +13,7 @@ from unskew.features.ledger import NOTHING_LATE, ledger_of, written
 from unskew.features.plan import ViewPlan
 from unskew.features.updates import ClosedRows, NothingToCome, Updates, frames
 from unskew.sinks.aside import Aside
+from unskew.sinks.gathered import framed
 from unskew.sinks.tables.layout import (
     EVENTS,
     FIRST,
@@ -92,6 +94,7 @@ class LogTable(_Staged):
         aside: Aside | None = None,
     ) -> None:
         self._shard = shard
+        self._named = pl.Series("shard", [shard], pl.String)
         self._ledger = NOTHING_LATE
         self._waiting: list[ClosedRows] = []
         self._n_waiting = 0
@@ -153,10 +156,10 @@ class LogTable(_Staged):
     def _complete(self, rows: pl.DataFrame) -> pl.DataFrame:
         # Column by column, because a query would cost more than the work on the few rows of most epochs.
         columns = {column.name: column for column in rows.get_columns()}
-        columns["written_at"] = pl.Series("written_at", [self._now_us()], pl.Int64).new_from_index(0, rows.height)
-        columns["shard"] = pl.Series("shard", [self._shard], pl.String).new_from_index(0, rows.height)
+        columns["written_at"] = pl.Series("written_at", np.full(rows.height, self._now_us()))
+        columns["shard"] = self._named.new_from_index(0, rows.height)
         wanted = [(columns[name], kind) for name, kind in self._schema.items()]
-        return pl.DataFrame([column if column.dtype == kind else column.cast(kind) for column, kind in wanted])
+        return framed([column if column.dtype == kind else column.cast(kind) for column, kind in wanted])
 
 
 class DeadLetterTable(_Staged):
