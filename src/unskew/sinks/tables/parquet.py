@@ -226,7 +226,7 @@ class StagedTable:
         parts = list(self._parts)
         n_bytes = sum(len(part.data) for part in parts)
         if self._buffered.n_rows:
-            n_bytes += self._buffered.whole().estimated_size()
+            n_bytes += int(self._buffered.whole().estimated_size())
         if n_bytes > min(room, KEPT_BYTES) or len(parts) >= KEPT_PARTS:
             return None
         if parts:
