@@ -5,6 +5,7 @@ which nothing else is done, has few left to join.
 """
 
 from collections.abc import Sequence
+from itertools import count
 
 import polars as pl
 
@@ -12,6 +13,17 @@ AT_ONCE = 16
 """So many frames are joined into one."""
 FEW_ROWS = 64
 """Frames that have more rows than this on average are left as they are: copying them twice would cost more."""
+
+_numbers = count()
+
+
+def in_turn(n: int) -> int:
+    """Return the numbers from 1 to ``n`` in turn.
+
+    Each of many shards and tables does something at every n-th step. Most of their steps come together, so they begin
+    at different ones, and each step has its part of the work.
+    """
+    return 1 + next(_numbers) % n
 
 
 class Gathered:
@@ -21,6 +33,7 @@ class Gathered:
         self._joined: list[pl.DataFrame] = []
         self._few: list[pl.DataFrame] = []
         self._n_few = 0
+        self._begin = self._room = in_turn(AT_ONCE)
         self.n_rows = 0
 
     def append(self, frame: pl.DataFrame) -> None:
@@ -28,12 +41,13 @@ class Gathered:
         self._few.append(frame)
         self._n_few += frame.height
         self.n_rows += frame.height
-        if len(self._few) == AT_ONCE:
+        if len(self._few) >= self._room:
             if self._n_few <= AT_ONCE * FEW_ROWS:
                 self._joined.append(joined(self._few))
             else:
                 self._joined += self._few
             self._few, self._n_few = [], 0
+            self._room = AT_ONCE
 
     def frames(self) -> list[pl.DataFrame]:
         """Return all rows, in few frames."""
@@ -49,6 +63,7 @@ class Gathered:
         """Forget all frames."""
         self._joined, self._few = [], []
         self._n_few = self.n_rows = 0
+        self._room = self._begin
 
 
 def joined(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:

@@ -13,7 +13,7 @@ from unskew.features.ledger import NOTHING_LATE, ledger_of, written
 from unskew.features.plan import ViewPlan
 from unskew.features.updates import ClosedRows, NothingToCome, Updates, frames
 from unskew.sinks.aside import Aside
-from unskew.sinks.gathered import framed
+from unskew.sinks.gathered import framed, in_turn
 from unskew.sinks.tables.layout import (
     EVENTS,
     FIRST,
@@ -45,6 +45,8 @@ DEAD_LETTER_SCHEMA: Mapping[str, pl.DataType] = {
 _ENDED = "ended"
 MOST_WAITING = 4_000
 """So many closed rows wait for others at most, before one frame is made of them."""
+MOST_STEPS = 32
+"""The rows of so many steps wait at most: those of an epoch's end hold up everything else."""
 
 
 class _Staged:
@@ -98,6 +100,7 @@ class LogTable(_Staged):
         self._ledger = NOTHING_LATE
         self._waiting: list[ClosedRows] = []
         self._n_waiting = 0
+        self._most_steps = in_turn(MOST_STEPS)
         self._schema = log_schema(view)
         self._now_us = now_us
         self._table = StagedTable(
@@ -136,8 +139,9 @@ class LogTable(_Staged):
                 )
             self._waiting.append(rows)
             self._n_waiting += rows.height
-            if self._n_waiting >= MOST_WAITING:
+            if self._n_waiting >= MOST_WAITING or len(self._waiting) >= self._most_steps:
                 self._append_waiting()
+                self._most_steps = MOST_STEPS
         # The instant of the clock itself is still open.
         since = {"since": updates.since_us, "begins": updates.begins_us}
         self._table.cover({**since, "complete_to": updates.clock_us - 1})
