@@ -7,7 +7,7 @@ number and the clock in the manifest verify it. The order of steps is the contra
 1. ``append`` notes events as they are applied. Another thread writes them, many at once; a file only ever grows.
 2. ``snapshot``, at the end of an epoch, returns the manifest: the files, the number of bytes of each that count, and
    the events that are in none of them. If these are few, the manifest keeps them itself, and another thread writes them
-   to a file meanwhile; otherwise ``snapshot`` makes them durable in a file first. So shards with few events cost an
+   to a file later; otherwise ``snapshot`` makes them durable in a file first. So shards with few events cost an
    epoch's end no fsync of their own: that of the recovery store makes all of them durable together.
 3. The caller makes the manifest durable, with the rest of the epoch.
 4. The next ``snapshot``, which is requested only when the epoch before is durable, removes the files that the manifest

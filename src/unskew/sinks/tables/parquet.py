@@ -17,8 +17,8 @@ With ``aside``, few rows need no file at an epoch's end, so that it does not gro
 1. ``kept()`` of an epoch returns a state that holds the rows since the previous one, or None if they are too many:
    then ``snapshot()`` is called, and stages them as above.
 2. The caller makes that state durable, with the rest of the epoch.
-3. At the end of the next epoch, another thread begins to stage and publish what the epoch before held, in the order of
-   epochs. Until it has, the states of later epochs hold these rows too.
+3. Once the end of the next epoch is over, another thread stages and publishes what the epoch before held, in the order
+   of epochs. Until it has, the states of later epochs hold these rows too.
 4. If that fails, the next ``kept()`` returns None, and ``snapshot()`` does it again and reports the failure.
 
 After a stop between any two steps, start-up recovers from the saved state alone: files up to its sequence are
