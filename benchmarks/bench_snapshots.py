@@ -23,12 +23,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 from bench_epochs import Case, the_plan
+from typing_extensions import override
 
 from unskew.features.plan import ViewPlan
 from unskew.features.shard_state import ShardState
 from unskew.pipelines.state.changelog import KEPT_BYTES, Changelog, Changelogs
+from unskew.sinks.aside import Aside
 from unskew.sinks.objects import together
-from unskew.sinks.tables.aside import Aside
 from unskew.sinks.tables.kinds import LogTable
 
 BEGAN_US = 1_700_000_000_000_000
@@ -51,13 +52,25 @@ class Counted:
         return counted
 
 
+class Gathering(Aside):
+    """Makes the calls when it is told to."""
+
+    @override
+    def soon(self, call: Callable[[], None]) -> None:
+        self._calls.append(call)
+
+    def make(self) -> None:
+        while self._calls:
+            self._calls.popleft()()
+
+
 class Side:
     """Shards and tables of one way."""
 
     def __init__(self, root: Path, view: ViewPlan, n_shards: int, *, kept: bool) -> None:
         self.kept = kept
-        self.logs = Changelogs(root / "state", kept_bytes=KEPT_BYTES if kept else 0)
-        self.aside = Aside()
+        self.aside = Gathering()
+        self.logs = Changelogs(root / "state", kept_bytes=KEPT_BYTES if kept else 0, aside=self.aside)
         shards = [f"p{number}.0" for number in range(n_shards)]
         self.states = [ShardState(view, shard) for shard in shards]
         self.changelogs = [Changelog(self.logs, view, shard, None) for shard in shards]
@@ -87,11 +100,8 @@ class Side:
         return len(pickle.dumps(shards)) + len(pickle.dumps(tables))
 
     def rest(self) -> None:
-        """Wait for what is done aside."""
-        self.aside.close()
-        self.aside = Aside()
-        for table in self.tables:
-            table._table._aside = self.aside if self.kept else None  # noqa: SLF001
+        """Do what is done aside."""
+        self.aside.make()
 
 
 def events(view: ViewPlan, epoch: int, n: int) -> pl.DataFrame:
@@ -144,7 +154,6 @@ def main() -> None:
                     flush=True,
                 )
             for side in sides.values():
-                side.aside.close()
                 side.logs.close()
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.plans import DAY
 from unskew.features.errors import StoreUnavailable
-from unskew.sinks.tables.aside import Aside
+from unskew.sinks.aside import Aside
 from unskew.sinks.tables.layout import INSTANT, published_files, read_coverage
 from unskew.sinks.tables.parquet import KEPT_PARTS, StagedTable
 

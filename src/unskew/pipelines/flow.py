@@ -32,11 +32,11 @@ from unskew.pipelines.state.changelog import Changelog, Changelogs
 from unskew.pipelines.state.ordering import Shard, Siblings, Slice
 from unskew.pipelines.state.saved import SHARDS, SINK_PARTITIONS, TABLES, input_of
 from unskew.pipelines.state.seeds import Seeds
+from unskew.sinks.aside import Aside
 from unskew.sinks.objects import ObjectPath, together
 from unskew.sinks.patience import Patience
 from unskew.sinks.redis.scrub import Pace
 from unskew.sinks.redis.writer import RedisWriter
-from unskew.sinks.tables.aside import Aside
 from unskew.sinks.tables.kinds import ArchiveTable, DeadLetterTable, LogTable, Roots, Table
 from unskew.sinks.tables.layout import view_root
 from unskew.sinks.tables.parquet import record_shards, refuse_earlier

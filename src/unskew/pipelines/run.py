@@ -41,12 +41,12 @@ from unskew.pipelines.watch.endpoint import answering
 from unskew.pipelines.watch.metrics import registry_of
 from unskew.pipelines.watch.running import Running, Status
 from unskew.sinks import durable
+from unskew.sinks.aside import Aside
 from unskew.sinks.lease import Lease, Leases, Members
 from unskew.sinks.objects import ObjectPath, concerns, probe
 from unskew.sinks.patience import Flag, Patience
 from unskew.sinks.record import Record, published, require_applied
 from unskew.sinks.redis.writer import RedisWriter
-from unskew.sinks.tables.aside import Aside
 from unskew.sinks.wall import wall_us
 
 _log = logging.getLogger("unskew.run")
@@ -375,9 +375,11 @@ def _open(plan: Plan, deployment: Deployment, stop: Flag, closing: ExitStack) ->
             "log; restore the journal from the backup that holds the state, if there is one",
             deployment.state / JOURNAL,
         )
-    changelogs = Changelogs(deployment.state / CHANGELOG, leases.check, partial(_go_on, stop), kept_bytes=KEPT_BYTES)
-    closing.callback(changelogs.close)
     aside = Aside()
+    changelogs = Changelogs(
+        deployment.state / CHANGELOG, leases.check, partial(_go_on, stop), kept_bytes=KEPT_BYTES, aside=aside
+    )
+    closing.callback(changelogs.close)
     closing.callback(aside.close)
     writer = RedisWriter(
         deployment.redis_url,

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import polars as pl
 
+from unskew.sinks.gathered import joined
+
 _FILE = b"ARROW1"
 """How an IPC file begins, which earlier versions wrote."""
 
@@ -17,8 +19,7 @@ def to_ipc(frames: Sequence[pl.DataFrame]) -> bytes:
     """Return the rows of frames with equal columns, in their order, at least one frame."""
     buffer = io.BytesIO()
     # In one piece, because each one would be a message with all columns.
-    whole = frames[0] if len(frames) == 1 else pl.concat(frames, rechunk=True)
-    whole.write_ipc_stream(buffer)
+    joined(frames).write_ipc_stream(buffer)
     return buffer.getvalue()
 
 

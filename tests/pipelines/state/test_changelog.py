@@ -25,7 +25,8 @@ from unskew.features.kernel.repeats import Repeats
 from unskew.features.plan import ViewPlan
 from unskew.features.shard_state import ShardState
 from unskew.pipelines.state import changelog as module
-from unskew.pipelines.state.changelog import Changelog, Changelogs, Manifest, restored
+from unskew.pipelines.state.changelog import Changelog, Changelogs, Manifest, events_name, restored
+from unskew.sinks.aside import Aside
 from unskew.sinks.ipc import from_ipc, to_ipc
 
 SHARD = "h0"
@@ -479,6 +480,36 @@ def test_a_process_that_stood_still_damages_nothing_of_the_one_that_took_over(tm
 
     again, _ = restored(Changelogs(tmp_path), COUNT, SHARD, manifest)
     assert again.to_bytes() == new_state.to_bytes()
+
+
+class AtOnce(Aside):
+    """Makes each call within the epoch's end."""
+
+    def soon(self, call: Callable[[], None]) -> None:
+        call()
+
+
+@pytest.mark.parametrize("taken_over", [False, True])
+def test_a_process_that_stood_still_removes_no_file_of_the_one_that_took_over(tmp_path, taken_over):
+    def still_ours() -> None:
+        if is_over:
+            raise LayoutError("the lease of this process was taken over")
+
+    is_over: list[bool] = []
+    logs = Changelogs(tmp_path, still_ours, kept_bytes=1 << 16, aside=AtOnce())
+    notes, state = Changelog(logs, COUNT, SHARD, None), ShardState(COUNT, SHARD)
+    state.apply(_some(0, 10), 10 * SECOND)
+    notes.append(_some(0, 10))
+    notes._outgoing = {events_name(7)}
+    file = notes.folder / events_name(7)
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"needed")
+    is_over += [True] * taken_over
+
+    notes.snapshot(state, 0)
+    logs.close()
+
+    assert file.exists() == taken_over
 
 
 def test_events_that_an_earlier_version_wrote_are_read():

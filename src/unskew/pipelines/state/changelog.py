@@ -7,7 +7,7 @@ number and the clock in the manifest verify it. The order of steps is the contra
 1. ``append`` notes events as they are applied. Another thread writes them, many at once; a file only ever grows.
 2. ``snapshot``, at the end of an epoch, returns the manifest: the files, the number of bytes of each that count, and
    the events that are in none of them. If these are few, the manifest keeps them itself, and another thread writes them
-   to a file meanwhile; otherwise ``snapshot`` makes them durable in a file first. So shards with few events cost an
+   to a file later; otherwise ``snapshot`` makes them durable in a file first. So shards with few events cost an
    epoch's end no fsync of their own: that of the recovery store makes all of them durable together.
 3. The caller makes the manifest durable, with the rest of the epoch.
 4. The next ``snapshot``, which is requested only when the epoch before is durable, removes the files that the manifest
@@ -44,6 +44,8 @@ from unskew.features.kernel.repeats import Repeats
 from unskew.features.plan import ViewPlan
 from unskew.features.shard_state import ShardState
 from unskew.sinks import durable
+from unskew.sinks.aside import Aside
+from unskew.sinks.gathered import Gathered
 from unskew.sinks.ipc import from_ipc, to_ipc
 
 CHUNK_EVENTS = 25_000
@@ -145,7 +147,8 @@ class Changelogs:
     One thread writes, and one shard at a time gets a new base. ``still_ours``: raises if another process has taken over
     the folder; each changelog calls it before it creates or renames a file. ``going_on``: raises if the process should
     stop; it is called while events are applied to a saved state. ``kept_bytes``: how many bytes of events a manifest
-    keeps at most; with 0, all of them are in files.
+    keeps at most; with 0, all of them are in files. ``aside``: does what an epoch's end leaves undone; None for the
+    thread that writes.
     """
 
     def __init__(
@@ -155,8 +158,10 @@ class Changelogs:
         going_on: Callable[[], None] = lambda: None,
         *,
         kept_bytes: int = 0,
+        aside: Aside | None = None,
     ) -> None:
         self.root = root
+        self._aside = aside
         self.kept_bytes = kept_bytes
         self.still_ours = still_ours
         self.going_on = going_on
@@ -179,6 +184,10 @@ class Changelogs:
         if self._writer is None:
             self._writer = ThreadPoolExecutor(1, "unskew-changelog")
         self._writer.submit(write)
+
+    def after_the_end(self, call: Callable[[], None]) -> None:
+        """Run a call in another thread, once the epoch's end is over."""
+        (self.soon if self._aside is None else self._aside.soon)(call)
 
     def aside(self, make: Callable[[], None]) -> bool:
         """Make a base in a separate thread, unless one is being made for another shard; return true if it has begun."""
@@ -247,8 +256,7 @@ class Changelog:
         self._number = 1 + max([self._base, *(file.number for file in self._files)])
         self._named: set[str] = set() if saved is None else saved.names()
         self._outgoing: set[str] = set()
-        self._waiting: list[pl.DataFrame] = []
-        self._n_waiting = 0
+        self._waiting = Gathered()
         # Shared with the writing thread, under the lock.
         self._lock = threading.Lock()
         self._chunks: deque[_Chunk] = deque()
@@ -267,24 +275,23 @@ class Changelog:
         if not events.height:
             return
         self._waiting.append(events)
-        self._n_waiting += events.height
         self.applied += events.height
-        if self._n_waiting >= CHUNK_EVENTS:
+        if self._waiting.n_rows >= CHUNK_EVENTS:
             self._hand_over()
             self._all.soon(self._write_quietly)
 
     def snapshot(self, state: ShardState, dropped: int) -> Manifest:
         """Make the noted events durable, and return what to continue from; the module says when to call it."""
-        # From here on files are removed and created, and they may belong to another process by now.
-        self._all.still_ours()
         with durable.disk(self.folder):
             if self._outgoing:
-                # In the other thread, because removing a large file takes long. The next start removes what is left.
+                # In another thread, because removing a large file takes long. The next start removes what is left.
                 outgoing, self._outgoing = self._outgoing, set()
-                self._all.soon(lambda: self._remove(outgoing))
+                self._all.after_the_end(lambda: self._remove(outgoing))
             self._hand_over()
             with self._lock:
                 if not self._may_keep():
+                    # What is open may not be what has the name by now.
+                    self._all.still_ours()
                     self._write_durably()
                 self._adopt()
                 self._rebase_if_due(state, dropped)
@@ -296,7 +303,7 @@ class Changelog:
         n_kept = 0 if manifest.kept is None else len(manifest.kept.data)
         self._all.note_size(self.folder, self._base_bytes + sum(file.n_bytes for file in manifest.events), n_kept)
         if n_kept >= ASIDE_BYTES:
-            self._all.soon(self._write_aside)
+            self._all.after_the_end(self._write_aside)
         return manifest
 
     def close(self) -> None:
@@ -324,15 +331,17 @@ class Changelog:
         return sum(len(chunk.encoded().data) for chunk in self._chunks) <= self._all.room(self.folder)
 
     def _hand_over(self) -> None:
-        if self._waiting:
-            self._chunks.append(_Chunk(self._waiting))
-            self._waiting = []
-            self._n_waiting = 0
+        if self._waiting.n_rows:
+            self._chunks.append(_Chunk(self._waiting.frames()))
+            self._waiting.clear()
 
     def _remove(self, names: set[str]) -> None:
-        for name in sorted(names):
-            with contextlib.suppress(OSError):
-                (self.folder / name).unlink()
+        # They may belong to another process by now; the next epoch's end reports it.
+        with contextlib.suppress(LayoutError):
+            self._all.still_ours()
+            for name in sorted(names):
+                with contextlib.suppress(OSError):
+                    (self.folder / name).unlink()
 
     def _write_quietly(self) -> None:
         """Write without reporting a failure; the next snapshot tries again and reports it."""

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 from typing_extensions import override
 
 from unskew.features.ledger import NOTHING_LATE, ledger_of, written
 from unskew.features.plan import ViewPlan
 from unskew.features.updates import NothingToCome, StepRows, Updates, frames
-from unskew.sinks.tables.aside import Aside
+from unskew.sinks.aside import Aside
+from unskew.sinks.gathered import framed, in_turn
 from unskew.sinks.tables.layout import (
     EVENTS,
     FIRST,
@@ -43,6 +45,8 @@ DEAD_LETTER_SCHEMA: Mapping[str, pl.DataType] = {
 _ENDED = "ended"
 MOST_WAITING = 4_000
 """So many closed rows wait for others at most, before one frame is made of them."""
+MOST_STEPS = 32
+"""The rows of so many steps wait at most: those of an epoch's end hold up everything else."""
 
 
 class _Staged:
@@ -92,9 +96,11 @@ class LogTable(_Staged):
         aside: Aside | None = None,
     ) -> None:
         self._shard = shard
+        self._named = pl.Series("shard", [shard], pl.String)
         self._ledger = NOTHING_LATE
         self._waiting: list[StepRows] = []
         self._n_waiting = 0
+        self._most_steps = in_turn(MOST_STEPS)
         self._schema = log_schema(view)
         self._now_us = now_us
         self._table = StagedTable(
@@ -133,8 +139,9 @@ class LogTable(_Staged):
                 )
             self._waiting.append(rows)
             self._n_waiting += rows.height
-            if self._n_waiting >= MOST_WAITING:
+            if self._n_waiting >= MOST_WAITING or len(self._waiting) >= self._most_steps:
                 self._append_waiting()
+                self._most_steps = MOST_STEPS
         # The instant of the clock itself is still open.
         since = {"since": updates.since_us, "begins": updates.begins_us}
         self._table.cover({**since, "complete_to": updates.clock_us - 1})
@@ -153,10 +160,10 @@ class LogTable(_Staged):
     def _complete(self, rows: pl.DataFrame) -> pl.DataFrame:
         # Column by column, because a query would cost more than the work on the few rows of most epochs.
         columns = {column.name: column for column in rows.get_columns()}
-        columns["written_at"] = pl.Series("written_at", [self._now_us()], pl.Int64).new_from_index(0, rows.height)
-        columns["shard"] = pl.Series("shard", [self._shard], pl.String).new_from_index(0, rows.height)
+        columns["written_at"] = pl.Series("written_at", np.full(rows.height, self._now_us()))
+        columns["shard"] = self._named.new_from_index(0, rows.height)
         wanted = [(columns[name], kind) for name, kind in self._schema.items()]
-        return pl.DataFrame([column if column.dtype == kind else column.cast(kind) for column, kind in wanted])
+        return framed([column if column.dtype == kind else column.cast(kind) for column, kind in wanted])
 
 
 class DeadLetterTable(_Staged):

@@ -17,8 +17,8 @@ With ``aside``, few rows need no file at an epoch's end, so that it does not gro
 1. ``kept()`` of an epoch returns a state that holds the rows since the previous one, or None if they are too many:
    then ``snapshot()`` is called, and stages them as above.
 2. The caller makes that state durable, with the rest of the epoch.
-3. At the end of the next epoch, another thread begins to stage and publish what the epoch before held, in the order of
-   epochs. Until it has, the states of later epochs hold these rows too.
+3. Once the end of the next epoch is over, another thread stages and publishes what the epoch before held, in the order
+   of epochs. Until it has, the states of later epochs hold these rows too.
 4. If that fails, the next ``kept()`` returns None, and ``snapshot()`` does it again and reports the failure.
 
 After a stop between any two steps, start-up recovers from the saved state alone: files up to its sequence are
@@ -46,10 +46,11 @@ from unskew.features.plan import ViewPlan
 from unskew.features.registry import describe_one
 from unskew.features.time import DAY_US, day_of
 from unskew.sinks import durable
+from unskew.sinks.aside import Aside
+from unskew.sinks.gathered import Gathered
 from unskew.sinks.ipc import from_ipc, to_ipc
 from unskew.sinks.objects import ObjectPath
 from unskew.sinks.tables import checksum, layout
-from unskew.sinks.tables.aside import Aside
 from unskew.sinks.tables.publication import ByCoverage, ByRename, Publication
 
 KEPT_BYTES = 1 << 20
@@ -150,8 +151,9 @@ class StagedTable:
         self._metadata = {"unskew.layout": layout.LAYOUT, **metadata, **dict([checksum.METADATA])}
         self._at_staging = at_staging
         self._next = 0 if saved is None else saved[_NEXT]
-        self._buffered: list[tuple[int, pl.DataFrame]] = []
-        self._n_buffered = 0
+        self._buffered = Gathered()
+        # The sequence number of the first row that is buffered.
+        self._first = self._next
         self._coverage = {name: value for name, value in without_rows(saved or {}).items() if name != _NEXT}
         self._aside = aside
         self._failed = False
@@ -178,7 +180,7 @@ class StagedTable:
     @property
     def n_buffered(self) -> int:
         """The number of rows appended since the last snapshot."""
-        return self._n_buffered
+        return self._buffered.n_rows
 
     @property
     def n_held(self) -> int:
@@ -205,8 +207,9 @@ class StagedTable:
                     f"{self._root}: rows of {self._writer} from sequence number {first} to {after - 1} are not "
                     f"past {self._next - 1} in increasing order"
                 )
-        self._buffered.append((first, rows))
-        self._n_buffered += n_rows
+        if not self._buffered.n_rows:
+            self._first = first
+        self._buffered.append(rows)
         self._next = after
 
     def cover(self, coverage: Mapping[str, Any]) -> None:
@@ -221,15 +224,17 @@ class StagedTable:
         if self._aside is None or self._failed:
             return None
         parts = list(self._parts)
-        n_bytes = sum(len(part.data) for part in parts) + sum(rows.estimated_size() for _, rows in self._buffered)
+        n_bytes = sum(len(part.data) for part in parts)
+        if self._buffered.n_rows:
+            n_bytes += int(self._buffered.whole().estimated_size())
         if n_bytes > min(room, KEPT_BYTES) or len(parts) >= KEPT_PARTS:
             return None
         if parts:
             self._aside.soon(lambda: self._publish_aside(parts))
         coverage = dict(self._coverage)
         last = self._parts[-1] if self._parts else self._shown
-        if self._buffered or last.coverage != coverage:
-            rows = self._completed() if self._buffered else None
+        if self._buffered.n_rows or last.coverage != coverage:
+            rows = self._completed() if self._buffered.n_rows else None
             data = b"" if rows is None else to_ipc([rows])
             self._add_part(rows, data)
         return self._state()
@@ -243,8 +248,8 @@ class StagedTable:
         with durable.disk(self._root), self._lock:
             self._publish_all()
             self._failed = False
-            if self._buffered:
-                self._publication.stage(self._encoded(self._completed(), self._buffered[0][0]))
+            if self._buffered.n_rows:
+                self._publication.stage(self._encoded(self._completed(), self._first))
             else:
                 self._publication.stage(())
             self._add_part()
@@ -333,11 +338,10 @@ class StagedTable:
         self._parts.popleft()
 
     def _add_part(self, rows: pl.DataFrame | None = None, data: bytes = b"") -> None:
-        first = self._buffered[0][0] if self._buffered else self._next
+        first = self._first if self._buffered.n_rows else self._next
         coverage = dict(self._coverage)
         self._parts.append(_Part(first=first, next_sequence=self._next, coverage=coverage, rows=rows, data=data))
-        self._buffered = []
-        self._n_buffered = 0
+        self._buffered.clear()
 
     def _numbers(self, rows: pl.DataFrame, first: int) -> npt.NDArray[np.int64]:
         """Return the sequence numbers of rows; ``first``: that of the first one, for those that are numbered here."""
@@ -359,7 +363,7 @@ class StagedTable:
             start = end
 
     def _completed(self) -> pl.DataFrame:
-        return self._at_staging(pl.concat([rows for _, rows in self._buffered], rechunk=True))
+        return self._at_staging(self._buffered.whole())
 
 
 def refuse_earlier(root: Path, writer: str) -> None:

@@ -1,0 +1,85 @@
+"""Threads that make durable and publish what an epoch's end leaves to them, while the flow goes on."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+N_THREADS = 4
+"""The calls wait for the disk most of the time; more threads would take the processor from the flow."""
+QUIET_S = 0.25
+"""Calls begin once none has come for so long: the epoch's end is over by then, and so is what Bytewax writes after it.
+
+Otherwise the first tables' calls would hold the interpreter while the flow still asks the other tables.
+"""
+LONGEST_WAIT_S = 1.0
+"""Calls begin so long after the first one also if others still come."""
+PAUSE_S = 0.01
+"""The most that passes between the begin of one call and of the next, so that events are processed in between."""
+
+
+class Aside:
+    """Calls that other threads make a moment later, in their order, one after the other as far as there is time.
+
+    They all begin before half the time is over after which the next ones are to be expected. A call must not raise.
+    """
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
+        self._changed = threading.Condition()
+        self._calls: deque[Callable[[], None]] = deque()
+        self._threads: list[threading.Thread] = []
+        self._closed = False
+        # When the calls of this epoch's end began to come, and the last one came; the time between two such ends; and
+        # when the last call was made.
+        self._first_s = self._last_s = -QUIET_S
+        self._interval_s = 0.0
+        self._made_s = 0.0
+
+    def soon(self, call: Callable[[], None]) -> None:
+        """Let another thread make a call."""
+        with self._changed:
+            now_s = self._monotonic()
+            if now_s - self._last_s >= QUIET_S:
+                self._interval_s = now_s - self._first_s if self._threads else 0.0
+                self._first_s = now_s
+            self._last_s = now_s
+            self._calls.append(call)
+            if len(self._calls) == 1:
+                self._changed.notify()
+            while len(self._threads) < N_THREADS:
+                thread = threading.Thread(target=self._work, name="unskew-aside", daemon=True)
+                self._threads.append(thread)
+                thread.start()
+
+    def close(self) -> None:
+        """Wait for the calls that have begun; the others are not made."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self) -> None:
+        while (call := self._next()) is not None:
+            call()
+
+    def _next(self) -> Callable[[], None] | None:
+        """Wait until a call is due, and return it; None once there is none to make any more."""
+        with self._changed:
+            while not self._closed:
+                due_s = self._due_s() if self._calls else None
+                now_s = self._monotonic()
+                if due_s is not None and due_s <= now_s:
+                    self._made_s = now_s
+                    call = self._calls.popleft()
+                    if self._calls:
+                        self._changed.notify()
+                    return call
+                self._changed.wait(None if due_s is None else due_s - now_s)
+        return None
+
+    def _due_s(self) -> float:
+        over_s = min(self._last_s + QUIET_S, self._first_s + LONGEST_WAIT_S)
+        left_s = self._first_s + self._interval_s / 2 - self._made_s
+        return max(over_s, self._made_s + min(PAUSE_S, max(left_s, 0.0) / len(self._calls)))

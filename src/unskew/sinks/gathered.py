@@ -1,0 +1,87 @@
+"""Frames that come one after the other and are wanted as one, as the events and rows of an epoch are.
+
+Most have a row or two, and there are hundreds of them. They are joined as they come, so that the epoch's end, during
+which nothing else is done, has few left to join.
+"""
+
+from collections.abc import Sequence
+from itertools import count
+
+import polars as pl
+
+AT_ONCE = 16
+"""So many frames are joined into one."""
+FEW_ROWS = 64
+"""Frames that have more rows than this on average are left as they are: copying them twice would cost more."""
+
+_numbers = count()
+
+
+def in_turn(n: int) -> int:
+    """Return the numbers from 1 to ``n`` in turn.
+
+    Each of many shards and tables does something at every n-th step. Most of their steps come together, so they begin
+    at different ones, and each step has its part of the work.
+    """
+    return 1 + next(_numbers) % n
+
+
+class Gathered:
+    """Frames with equal columns, in their order, until they are taken."""
+
+    def __init__(self) -> None:
+        self._joined: list[pl.DataFrame] = []
+        self._few: list[pl.DataFrame] = []
+        self._n_few = 0
+        self._begin = self._room = in_turn(AT_ONCE)
+        self.n_rows = 0
+
+    def append(self, frame: pl.DataFrame) -> None:
+        """Add a frame with at least one row."""
+        self._few.append(frame)
+        self._n_few += frame.height
+        self.n_rows += frame.height
+        if len(self._few) >= self._room:
+            if self._n_few <= AT_ONCE * FEW_ROWS:
+                self._joined.append(joined(self._few))
+            else:
+                self._joined += self._few
+            self._few, self._n_few = [], 0
+            self._room = AT_ONCE
+
+    def frames(self) -> list[pl.DataFrame]:
+        """Return all rows, in few frames."""
+        return [*self._joined, *self._few]
+
+    def whole(self) -> pl.DataFrame:
+        """Return all rows in one frame; there must be some."""
+        whole = joined(self.frames())
+        self._joined, self._few, self._n_few = [whole], [], 0
+        return whole
+
+    def clear(self) -> None:
+        """Forget all frames."""
+        self._joined, self._few = [], []
+        self._n_few = self.n_rows = 0
+        self._room = self._begin
+
+
+def joined(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """Return the rows of frames with equal columns, at least one frame, as one frame in one piece.
+
+    In the calling thread: ``pl.concat`` hands the columns to other threads, and on a busy processor waits many times as
+    long for them as few rows take.
+    """
+    if len(frames) == 1:
+        return frames[0]
+    whole = frames[0].clone()
+    for frame in frames[1:]:
+        whole.vstack(frame, in_place=True)
+    return framed([column.rechunk() for column in whole.get_columns()])
+
+
+def framed(columns: Sequence[pl.Series]) -> pl.DataFrame:
+    """Return a frame of columns, at least one, several times as fast as the constructor, which checks much more."""
+    frame = columns[0].to_frame()
+    frame.hstack(list(columns[1:]), in_place=True)
+    return frame
