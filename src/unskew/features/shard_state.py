@@ -490,11 +490,9 @@ class ShardState:
         ``number``: for each row the number of its key; None if each has its own.
         """
         words = joined(RowWords, steps)
-        if number is None:
-            number = np.arange(len(words.instants), dtype=np.int32)
         order = _by_key_at_one_instant(words.instants, words.keys, number)
         entity = decode_keys(words.keys.to_series("key"), self.view.entity)
-        places = number[order]
+        places = order if number is None else number[order]
         if len(entity) != len(order) or (places[1:] < places[:-1]).any():
             entity = entity[places]
         caused = words.caused[order]
@@ -601,27 +599,31 @@ def _in_one(chunks: Sequence[StepRows]) -> StepRows:
 
 
 def _by_key_at_one_instant(
-    instants: npt.NDArray[np.int64], keys: Keys, number: npt.NDArray[np.int32]
+    instants: npt.NDArray[np.int64], keys: Keys, number: npt.NDArray[np.int32] | None
 ) -> npt.NDArray[np.int64]:
     """Return the places of rows in the order of (instant, key); in that of instants they are already.
 
-    ``number``: for each row the number of its key in ``keys``; no two rows have the same instant and key.
+    ``number``: for each row the number of its key in ``keys``, which are all different; None if each row has its own.
+    No two rows have the same instant and key.
     """
     order = np.arange(len(instants))
     same = instants[1:] == instants[:-1]
     if not same.any():
         return order
-    n_keys = len(keys.offsets) - 1
-    rank = np.empty(n_keys, np.int64)
-    rank[keys.order()] = np.arange(n_keys)
     tied = np.zeros(len(instants), np.bool_)
     tied[1:] = same
     begins = ~tied
     tied[:-1] |= same
     places = np.flatnonzero(tied)
+    groups = np.cumsum(begins[places])
+    if number is None:
+        order[places] = places[keys.chosen(tied).order(groups)]
+        return order
+    n_keys = len(keys.offsets) - 1
+    rank = np.empty(n_keys, np.int64)
+    rank[keys.order()] = np.arange(n_keys)
     # The number of an instant, then that of a key: one number for each row.
-    by = np.cumsum(begins[places]) * n_keys + rank[number[places]]
-    order[places] = places[np.argsort(by)]
+    order[places] = places[np.argsort(groups * n_keys + rank[number[places]])]
     return order
 
 

@@ -68,21 +68,26 @@ class Keys(NamedTuple):
         _hash_keys(read_only(self.offsets), read_only(self.data), found)
         return found
 
-    def order(self) -> npt.NDArray[np.int64]:
-        """Return the places of different keys in the order of their UTF-8 bytes.
+    def order(self, groups: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.int64]:
+        """Return the places of keys in the order of (group, UTF-8 bytes); no key occurs twice in one group.
 
-        A sort of numbers takes a tenth of the time that one of texts takes; few keys are equal in so many bytes.
+        ``groups``: the group of each key; None for one group. A sort of numbers takes a tenth of the time that one of
+        texts takes; few different keys are equal in so many bytes.
         """
         heads = np.empty(len(self.offsets) - 1, np.uint64)
         _write_heads(read_only(self.offsets), read_only(self.data), heads)
-        order = np.argsort(heads)
+        order = np.argsort(heads) if groups is None else np.lexsort((heads, groups))
         same = heads[order[1:]] == heads[order[:-1]]
+        if groups is not None:
+            same &= groups[order[1:]] == groups[order[:-1]]
         if same.any():
             tied = np.zeros(len(order), np.bool_)
             tied[1:] = same
             tied[:-1] |= same
             places = order[tied]
-            order[tied] = places[self.to_series("key").gather(places).arg_sort().to_numpy()]
+            texts = self.to_series("text").gather(places)
+            by = pl.DataFrame([pl.Series("group", np.zeros(len(places)) if groups is None else groups[places]), texts])
+            order[tied] = places[by.select(pl.arg_sort_by("group", "text")).to_series().to_numpy()]
         return order
 
 

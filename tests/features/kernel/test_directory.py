@@ -104,9 +104,14 @@ def test_keys_around_the_length_of_a_word_are_told_apart_and_come_back(length: i
 def test_keys_are_in_the_order_of_their_bytes_whatever_they_begin_with(prefix: str, ends: list[str]) -> None:
     texts = [prefix + end for end in ends]
 
-    order = _keys(texts).order().tolist()
+    in_order = sorted(text.encode() for text in texts)
 
-    assert [texts[place].encode() for place in order] == sorted(text.encode() for text in texts)
+    assert [texts[place].encode() for place in _keys(texts).order().tolist()] == in_order
+
+    twice, groups = [text for text in texts for _ in range(2)], np.arange(2 * len(texts)) % 2
+    order = _keys(twice).order(groups)
+    assert [twice[place].encode() for place in order.tolist()] == in_order + in_order
+    assert groups[order].tolist() == [0] * len(texts) + [1] * len(texts)
 
 
 @pytest.mark.parametrize("chosen", [[], [0], [1, 3], [0, 1, 2, 3]], ids=str)
