@@ -151,6 +151,7 @@ def partitions(given: argparse.Namespace) -> None:
     print(
         "\n### Partitions of one stream\n\nOne view; rates are of all partitions together. "
         "A turn has a poll of each partition with records.\n"
+        "More than one core: the turns are then as far apart as they take, with fewer and larger polls.\n"
     )
     head("events/s", "turns/s", "partitions", "polls a turn", "records a poll", "us a turn", "us an event", "cores")
     laws: dict[int, Law] = {}

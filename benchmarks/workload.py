@@ -206,7 +206,8 @@ def one_epoch(
     views: Sequence[Any], coming: Iterator[list[Any]], *, n_turns: int, n_partitions: int = 1
 ) -> dict[str, float]:
     """Return microseconds of processor a turn, by stage, of one epoch of so many turns; some before it warm up."""
-    with tempfile.TemporaryDirectory() as folder:
+    # A changelog's thread may still write a file while the folder is removed.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         way = Way(Path(folder), views, n_partitions)
         at_once = min(TURNS_AT_ONCE, n_turns)
         way.take(list(islice(coming, at_once)))
