@@ -53,28 +53,32 @@ MANY = 27
 
 
 class Law(NamedTuple):
-    """``fixed + each * x``; ``deviation``: the largest one from what was measured, as a part of it."""
+    """``fixed + each[0] * x[0] + ...``; ``deviation``: the largest one from what was measured, as a part of it."""
 
     fixed: float
-    each: float
+    each: tuple[float, ...]
     deviation: float
 
-    def at(self, x: float) -> float:
-        return self.fixed + self.each * x
+    def at(self, *xs: float) -> float:
+        return self.fixed + sum(each * x for each, x in zip(self.each, xs, strict=True))
 
-    def text(self, unit: str, x: str) -> str:
-        each = f"{'-' if self.each < 0 else '+'} {abs(self.each):,.3g} x {x}"
-        return f"{self.fixed:,.3g} {each} {unit} (largest deviation {self.deviation:.0%})"
+    def text(self, unit: str, *names: str) -> str:
+        more = "".join(
+            f" {'-' if each < 0 else '+'} {abs(each):,.3g} x {name}"
+            for each, name in zip(self.each, names, strict=True)
+        )
+        return f"{self.fixed:,.3g}{more} {unit} (largest deviation {self.deviation:.0%})"
 
 
-def law_of(xs: Sequence[float], ys: Sequence[float]) -> Law:
+def law_of(ys: Sequence[float], *xs: Sequence[float]) -> Law:
     """Return the law with the least squares of relative deviations; ``ys`` are above 0.
 
     Plain squares would fit the largest costs alone, where a small one may be wrong by its whole size.
     """
-    x, y = np.asarray(xs, float), np.asarray(ys, float)
-    (fixed, each), *_ = np.linalg.lstsq(np.column_stack([1 / y, x / y]), np.ones(len(y)), rcond=None)
-    return Law(float(fixed), float(each), float(np.abs((fixed + each * x) / y - 1).max()))
+    y, columns = np.asarray(ys, float), np.column_stack([np.ones(len(ys)), *(np.asarray(x, float) for x in xs)])
+    terms, *_ = np.linalg.lstsq(columns / y[:, None], np.ones(len(y)), rcond=None)
+    fixed, *each = terms.tolist()
+    return Law(fixed, tuple(each), float(np.abs(columns @ terms / y - 1).max()))
 
 
 def processes_for(us_per_event: float, per_s: float = GOAL_PER_S) -> int:
@@ -85,7 +89,8 @@ def processes_for(us_per_event: float, per_s: float = GOAL_PER_S) -> int:
 def for_the_goal(us_per_event: float) -> str:
     """Return how many processes and machines the goal takes, for people."""
     n_processes = processes_for(us_per_event)
-    return f"{n_processes} processes, {math.ceil(n_processes / MACHINE_CORES)} machines"
+    n_machines = math.ceil(n_processes / MACHINE_CORES)
+    return f"{n_processes} processes on {n_machines} machine{'s' if n_machines > 1 else ''}"
 
 
 def show(*cells: object) -> None:
@@ -132,16 +137,16 @@ def views(given: argparse.Namespace) -> None:
                 cells = stages_of(medians(rounds), n_records)
                 costs.append(cells[-1])
                 show(f"{n_records:,}", kind, n_views, *(f"{cell:.2f}" for cell in cells))
-            laws[n_records, kind] = law_of(counts, costs)
+            laws[n_records, kind] = law_of(costs, counts)
     print()
     for (n_records, kind), law in laws.items():
         print(f"- polls of {n_records:,}, views {kind}: {law.text('us an event', 'views')}")
     law = laws[max(POLLS), "that differ"]
-    predicted = "; ".join(f"{n} views: {for_the_goal(law.at(n))}" for n in (1, 10, 50))
+    predicted = "; ".join(f"{n}: {for_the_goal(law.at(n))}" for n in (1, 10, 50))
     print(
         f"- predicted for {GOAL_PER_S:,} events/s in polls of {max(POLLS):,}, views that differ, {BUSY:.0%} of a core each, "
         f"machines of {MACHINE_CORES} cores, without reading Kafka and sending to Redis (extrapolated: one process was "
-        f"measured): {predicted}",
+        f"measured), by views: {predicted}",
         flush=True,
     )
 
@@ -175,7 +180,7 @@ def partitions(given: argparse.Namespace) -> None:
                 f"{n_records / polls[-1]:.1f}", f"{costs[-1]:,.0f}",
                 f"{costs[-1] / n_records:.2f}" if n_records else "-", f"{costs[-1] * per_s / 1e6:.4f}",
             )  # fmt: skip
-        laws[rate] = law_of(polls, costs)
+        laws[rate] = law_of(costs, polls)
     print()
     for rate, law in laws.items():
         print(f"- {rate:,} events/s: {law.text('us a turn', 'polls a turn')}")
@@ -204,19 +209,23 @@ def entities(given: argparse.Namespace) -> None:
                 keys, f"{n_entities:,}", f"{costs[-1]:,.0f}", f"{tiles[-1]:,.1f}",
                 f"{sizes[-1]:,.0f}", f"{found['peak'] / 1e6:,.0f}",
             )  # fmt: skip
-        laws[keys] = law_of(np.log10(numbers).tolist(), costs)
-    size = law_of(tiles, sizes)
+        laws[keys] = law_of(costs, np.log10(numbers).tolist())
+    # Some arrays have a fixed size: without it the law would fail for few entities.
+    size = law_of(sizes, tiles, [1e3 / n for n in [*numbers, *numbers]])
     print()
     for keys, law in laws.items():
         print(f"- {keys} keys: {law.text('ns an event', 'log10(entities)')}")
-    print(f"- {size.text('bytes an entity', 'live tiles an entity')}")
-    each = size.at(tiles[len(numbers) - 1])
+    print(f"- {size.text('bytes an entity', 'live tiles an entity', '1,000 / entities')}")
+    n_tiles = tiles[len(numbers) - 1]
+    print(
+        f"- predicted for {GOAL_ENTITIES:,} entities with uniform keys, {n_tiles:.1f} tiles each (extrapolated beyond "
+        f"{max(numbers):,} entities a shard; a process needs twice its state while it writes a base):"
+    )
     for n_processes in (1, MANY, 100):
         own = GOAL_ENTITIES / n_processes
         print(
-            f"- predicted for {GOAL_ENTITIES:,} entities, {tiles[len(numbers) - 1]:.1f} tiles each, {n_processes} processes: "
-            f"{each * own / 1e9:,.0f} GB of state in each, twice that while a base is written; uniform keys "
-            f"{laws['uniform'].at(math.log10(own)):,.0f} ns an event (extrapolated beyond {max(numbers):,} entities a shard)",
+            f"  - processes: {n_processes}; each has {size.at(n_tiles, 1e3 / own) * own / 1e9:,.0f} GB of state and takes "
+            f"{laws['uniform'].at(math.log10(own)):,.0f} ns an event",
             flush=True,
         )
 

@@ -44,10 +44,12 @@ def test_a_law_of_scaling_has_the_least_squares_of_relative_deviations(monkeypat
     monkeypatch.syspath_prepend(str(ROOT))
     law_of = importlib.import_module("bench_scaling").law_of
 
-    exact = law_of([1, 10, 50], [5.0, 23.0, 103.0])
+    exact = law_of([5.0, 23.0, 103.0], [1, 10, 50])
     # Of y = b x through (1, 1) and (1, 2), (b - 1)^2 + (b / 2 - 1)^2 is least at b = 6/5; plain squares are at 3/2.
-    apart = law_of([1, 1, 2, 2], [1.0, 2.0, 2.0, 4.0])
+    apart = law_of([1.0, 2.0, 2.0, 4.0], [1, 1, 2, 2])
+    of_two = law_of([7.0, 10.0, 9.0, 21.0], [1, 2, 1, 5], [1, 1, 2, 2])
 
-    assert exact == pytest.approx((3.0, 2.0, 0.0))
-    assert apart == pytest.approx((0.0, 1.2, 0.4))
-    assert apart.at(10) == pytest.approx(12.0)
+    assert (exact.fixed, *exact.each, exact.deviation) == pytest.approx((3.0, 2.0, 0.0))
+    assert (apart.fixed, *apart.each, apart.deviation) == pytest.approx((0.0, 1.2, 0.4))
+    assert (of_two.fixed, *of_two.each, of_two.deviation) == pytest.approx((2.0, 3.0, 2.0, 0.0))
+    assert of_two.at(10, 100) == pytest.approx(232.0)
