@@ -13,6 +13,7 @@ NAMES = (
     "bench_pipeline",
     "bench_latency",
     "bench_poll",
+    "bench_scaling",
     "bench_serving",
     "bench_journal",
     "bench_wire",

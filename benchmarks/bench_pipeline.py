@@ -85,10 +85,10 @@ def produce(broker: EmbeddedBroker, topic: str, n_events: int, n_entities: int, 
 
 
 STAGES: list[tuple[str, Any, str]] = [
-    ("consume (librdkafka to batches)", KafkaPartition, "next_batch"),
-    ("decode (Avro to columns)", AvroDecoder, "decode"),
+    ("consume (librdkafka to batches)", KafkaPartition, "_next"),
+    ("decode (Avro to columns)", AvroDecoder, "decode_together"),
     ("route (decode, evaluate, split)", Router, "route"),
-    ("aggregate (kernel, rows to columns)", Shard, "take"),
+    ("aggregate (kernel, rows to columns)", Shard, "take_all"),
     ("state to bytes", Shard, "to_snapshot"),
     ("Redis (encoding, waiting for the sender)", RedisWriter, "flush_if_due"),
     ("rows for the recovery store (log and archive)", StagedTable, "kept"),

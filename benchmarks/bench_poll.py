@@ -21,158 +21,24 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import redis
-from workload import SCHEMA, live_in, zipf
+from workload import SCHEMA, STAGES, live_in, nine_features, one_epoch, turns
 
 HERE = Path(__file__)
-N_ENTITIES = 100_000
 EPOCH_POLLS = 500
 """Polls of an epoch of five seconds, one every ten milliseconds."""
-POLLS_AT_ONCE = 50
-STAGES = ("route", "shard", "redis", "tables", "epoch's end")
-CLOCK_STEP_US = 10_000
 HOME = Path(__file__).resolve().parent.parent / "src"
-
-
-def the_plan(n_views: int, topic: str = "events", *, partitioned: bool = True) -> Any:
-    """Return views with the same nine features over three windows; all have the stream, key and value in common."""
-    from unskew.features.definitions import agg
-    from unskew.features.definitions.compile import compile as compile_definitions
-    from unskew.features.definitions.vocabulary import Entity, Feature, FeatureView, Sliding, Stream
-
-    stream = Stream(
-        "events",
-        topic=topic,
-        schema=SCHEMA,
-        event_time="at",
-        settle="10ms",
-        partitioned_by="user" if partitioned else None,
-    )
-    features = [
-        Feature(f"{name}_{extent}", aggregation, Sliding(extent))
-        for extent in ("5m", "1h", "30d")
-        for name, aggregation in (("count", agg.count()), ("sum", agg.sum("amount")), ("max", agg.max("amount")))
-    ]
-    user = Entity("user", key="user")
-    return compile_definitions(
-        *(FeatureView(f"by_user_{number}", entity=user, stream=stream, features=features) for number in range(n_views))
-    )
-
-
-class Way:
-    """The path of polls of one partition through a process, with the time spent in each stage."""
-
-    def __init__(self, folder: Path, n_views: int, *, partitioned: bool) -> None:
-        from unskew.features.shard_state import ShardState
-        from unskew.pipelines.decoding.avro import decoder_of
-        from unskew.pipelines.routing import Router
-        from unskew.pipelines.state.changelog import Changelog, Changelogs
-        from unskew.pipelines.state.ordering import Shard, Siblings
-        from unskew.sinks.redis.batch import Batch
-        from unskew.sinks.redis.resp import RowEncoder
-        from unskew.sinks.tables.kinds import ArchiveTable, LogTable
-
-        views = list(the_plan(n_views, partitioned=partitioned).views.values())
-        self._batch = Batch
-        self._router = Router(views, decoder_of(views[0].stream), 1, 1)
-        name = "p0.0" if partitioned else "h0"
-        siblings, logs = Siblings(), Changelogs(folder / "state")
-        self._shards = {
-            view.id: Shard(ShardState(view, name), siblings, Changelog(logs, view, name, None)) for view in views
-        }
-        self._logs = {view.id: LogTable(folder / "log", view, name, None, now_us=lambda: 1) for view in views}
-        self._archive = ArchiveTable(folder / "archive", "events", 0, None)
-        self._encoders = {view.id: RowEncoder(view, "p") for view in views}
-        self.spent_ns = dict.fromkeys(STAGES, 0)
-        self._at_ns = 0
-
-    def _took(self, stage: str) -> None:
-        now_ns = time.process_time_ns()
-        self.spent_ns[stage] += now_ns - self._at_ns
-        self._at_ns = now_ns
-
-    def take(self, polls: list[Any]) -> None:
-        """Work on polls, stage by stage and not poll by poll, because reading the processor's clock may cost a lot."""
-        self._at_ns = time.process_time_ns()
-        routed = [[item for _, item in self._router.route([poll])] for poll in polls]
-        self._took("route")
-        stepped = [[self._shards[item.view].take(item) for item in items if hasattr(item, "shard")] for items in routed]
-        self._took("shard")
-        for steps in stepped:
-            self._encode(steps)
-        self._took("redis")
-        for step in (step for steps in stepped for step in steps):
-            self._logs[step.view.id].append(step)
-        for item in (item for items in routed for item in items):
-            if not hasattr(item, "shard") and not item.dead:
-                self._archive.append(item.rows, first_us=item.first_us, clock_us=item.clock_us)
-        self._took("tables")
-
-    def _encode(self, steps: list[Any]) -> None:
-        batch = self._batch()
-        for step in steps:
-            batch.add(step)
-        batch.conflate()
-        for view, rows in batch.rows.items():
-            for each in rows:
-                self._encoders[view].encode(each.frame(), steps[0].clock_us)
-
-    def end_epoch(self) -> None:
-        """Take the snapshots of an epoch's end."""
-        self._at_ns = time.process_time_ns()
-        for shard in self._shards.values():
-            shard.to_snapshot()
-        for table in (*self._logs.values(), self._archive):
-            table.snapshot()
-        self._took("epoch's end")
-
-
-def polls(n_records: int) -> Iterator[Any]:
-    """Yield polls of one partition, ten milliseconds apart, without end."""
-    from unskew.demo.encode import encode
-    from unskew.pipelines.kafka.poll import Poll
-
-    random = np.random.default_rng(0)
-    users = zipf(EPOCH_POLLS * n_records, N_ENTITIES, random).reshape(EPOCH_POLLS, n_records)
-    amounts = np.round(random.gamma(2.0, 20.0, (EPOCH_POLLS, n_records)), 2)
-    offset, now_us = 0, 1_600_000_000_000_000
-    while True:
-        for user, amount in zip(users, amounts, strict=True):
-            at = now_us + np.sort(random.integers(0, CLOCK_STEP_US, n_records))
-            now_us += CLOCK_STEP_US
-            yield Poll(
-                stream="events",
-                partition=0,
-                clock_us=now_us - CLOCK_STEP_US // 10 if not n_records else int(at[-1]) // 1000 * 1000,
-                ended=False,
-                offsets=np.arange(offset, offset + n_records),
-                arrivals=at // 1000 * 1000,
-                keys=[None] * n_records,
-                values=list(encode(pl.DataFrame({"user": user, "amount": amount, "at": at}), SCHEMA)),
-                rejected=[],
-            )
-            offset += n_records
 
 
 def measure(n_records: int, n_views: int, *, partitioned: bool) -> dict[str, float]:
     """Return microseconds a poll, by stage, of one epoch; one before that warms up."""
-    with tempfile.TemporaryDirectory() as folder:
-        way = Way(Path(folder), n_views, partitioned=partitioned)
-        coming = polls(n_records)
-        way.take(list(islice(coming, POLLS_AT_ONCE)))
-        way.end_epoch()
-        way.spent_ns = dict.fromkeys(STAGES, 0)
-        for _ in range(EPOCH_POLLS // POLLS_AT_ONCE):
-            way.take(list(islice(coming, POLLS_AT_ONCE)))
-        way.end_epoch()
-        return {stage: spent / 1000 / EPOCH_POLLS for stage, spent in way.spent_ns.items()}
+    views = list(nine_features(n_views, partitioned=partitioned).views.values())
+    return one_epoch(views, turns(n_records, n_turns=EPOCH_POLLS), n_turns=EPOCH_POLLS)
 
 
 def serve() -> None:
@@ -251,7 +117,7 @@ def live(given: argparse.Namespace) -> None:
     )
     stop = threading.Event()
     with stopping_on_signals(stop):
-        run(the_plan(given.views, partitioned=not given.ordered), deployment, stop=stop)
+        run(nine_features(given.views, partitioned=not given.ordered), deployment, stop=stop)
 
 
 def processor_s(pid: int) -> float:

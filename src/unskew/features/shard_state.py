@@ -615,7 +615,7 @@ def _by_key_at_one_instant(
     begins = ~tied
     tied[:-1] |= same
     places = np.flatnonzero(tied)
-    groups = np.cumsum(begins[places])
+    groups = np.cumsum(begins[places], dtype=np.int64)
     if number is None:
         order[places] = places[keys.chosen(tied).order(groups)]
         return order
