@@ -17,6 +17,7 @@ from unskew.features.text_buffers import Keys
 from unskew.features.updates import NothingToCome, Updates
 from unskew.pipelines.state.changelog import Changelog, Changelogs, Manifest, restored
 from unskew.pipelines.state.whole import WholeState, without
+from unskew.sinks.gathered import joined
 
 LAYOUT = 3
 _READABLE = {2, LAYOUT}
@@ -63,7 +64,7 @@ class _Waiting:
     def together(self) -> pl.DataFrame | None:
         """Return all waiting events in one frame, in the order of partitions and offsets; None if there are none."""
         frames = [frame for _, queue in sorted(self.frames.items()) for frame in queue]
-        return pl.concat(frames) if frames else None
+        return joined(frames) if frames else None
 
     def split(self, events: pl.DataFrame) -> None:
         """Let events of any partitions wait that are in the order of offsets for each of them."""
@@ -284,7 +285,7 @@ class Shard:
         frames = self._waiting.take_before(None if everything else clock_us)
         if not frames:
             return None
-        events = frames[0] if len(frames) == 1 else pl.concat(frames, rechunk=True)
+        events = joined(frames)
         arrivals = events["arrival"].to_numpy()
         if (arrivals[1:] >= arrivals[:-1]).all():
             return events
