@@ -50,17 +50,29 @@ def test_who_still_has_a_temporary_file_open_does_not_write_into_its_successor(t
     assert path.read_bytes() == b"new"
 
 
-def test_members_that_replace_a_file_at_once_leave_it_as_the_last_of_them_wrote_it(tmp_path):
+def test_processes_that_replace_a_file_at_once_leave_it_as_the_last_of_them_wrote_it(tmp_path):
     path = tmp_path / "list.json"
 
     def meanwhile() -> None:
-        durable.replace(path, b"of another", member=1)
+        durable.replace(path, b"of another", at_once=True)
         assert path.read_bytes() == b"of another"
 
-    durable.replace(path, b"of this", meanwhile)
+    durable.replace(path, b"of this", meanwhile, at_once=True)
 
     assert path.read_bytes() == b"of this"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_could_not_be_replaced_leaves_nothing_behind_that_nobody_overwrites(tmp_path):
+    path = tmp_path / "list.json"
+
+    def refuse() -> None:
+        raise LayoutError("taken over")
+
+    with pytest.raises(LayoutError):
+        durable.replace(path, b"new", refuse, at_once=True)
+
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_folders_are_made_durable_from_the_top_or_together(tmp_path, monkeypatch):

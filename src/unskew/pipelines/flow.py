@@ -55,14 +55,12 @@ class Shards:
     """By view id, every shard that the topic's partitions feed.
 
     ``own``: ``view@version/shard`` of this process's shards; None if no other process has any. ``retired``: the views,
-    by id, that earlier runs on the same state computed and this one does not. ``process``: the number of this process
-    in its cluster.
+    by id, that earlier runs on the same state computed and this one does not.
     """
 
     by_view: Mapping[str, Sequence[str]]
     own: frozenset[str] | None = None
     retired: Sequence[str] = ()
-    process: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,7 +348,7 @@ class ParquetSink(_Sink):
                 own = None if mine is None else {name.removeprefix(f"{view_id}/") for name in mine}
                 self.store_of("log").until_done(
                     lambda root=root, names=names, own=own, view=view: record_shards(  # type: ignore[misc]
-                        root, names, own, view=view, member=self._shards.process
+                        root, names, own, view=view
                     )
                 )
             self._begun = True

@@ -477,7 +477,7 @@ def _open_topics(
     else:
         # In a cluster, only one process withdraws what earlier runs announced.
         leads = deployment.process == 0
-        shards = Shards(names, None if leads else frozenset(), opened.state.retired, deployment.process)
+        shards = Shards(names, None if leads else frozenset(), opened.state.retired)
     return _Topics(
         turns=turns, sources=sources, routers=routers, shards=shards, own=frozenset(own), tables=frozenset(tables)
     )

@@ -30,18 +30,24 @@ from unskew.features.errors import StoreUnavailable
 from unskew.sinks.objects import ObjectPath, Superseded
 
 
-def replace(path: Path, data: bytes, still_ours: Callable[[], None] = lambda: None, *, member: int = 0) -> None:
+def replace(path: Path, data: bytes, still_ours: Callable[[], None] = lambda: None, *, at_once: bool = False) -> None:
     """Replace the file at ``path``, if any, with one that holds these bytes; the temporary name ends in ``.tmp``.
 
-    ``member``: the number of this process, if others may replace the file at the same time.
+    ``at_once``: other processes may replace the file at the same time, so the temporary name is another each time.
     """
     if isinstance(path, ObjectPath):
         still_ours()
         path.write_bytes(data)
         return
-    temporary = path.with_suffix(f".{member}.tmp" if member else ".tmp")
-    write(temporary, data)
-    rename(temporary, path, still_ours)
+    temporary = path.with_suffix(f".{uuid.uuid4().hex}.tmp" if at_once else ".tmp")
+    try:
+        write(temporary, data)
+        rename(temporary, path, still_ours)
+    except BaseException:
+        if at_once:
+            # Nothing would ever overwrite it.
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def create_whole(path: Path, data: bytes) -> None:

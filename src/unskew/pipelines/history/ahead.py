@@ -170,7 +170,7 @@ def _one(
     total = archive.most(end)
     groups = [group for group in _dealt(view, names, min(job.workers, len(names))) if group]
     every = shard_names(view, range(n_partitions), n_hashes)
-    with recorded_shards(root, every, frozenset(names), view=view, member=job.process):
+    with recorded_shards(root, every, frozenset(names), view=view):
         if len(groups) == 1:
             return _work(whole, still_ours, stop, lambda n_events: report(view.id, n_events, total))
         return _side_by_side([replace(whole, shards=group) for group in groups], still_ours, stop, report, total)

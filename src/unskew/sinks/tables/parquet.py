@@ -383,25 +383,22 @@ def _refuse_earlier(root: Path, writer: str, published: Sequence[layout.TableFil
         )
 
 
-def record_shards(
-    root: Path, shards: Sequence[str], own: Container[str] | None = None, *, view: ViewPlan, member: int = 0
-) -> None:
+def record_shards(root: Path, shards: Sequence[str], own: Container[str] | None = None, *, view: ViewPlan) -> None:
     """Write the list of shards of the log at ``root``, at the start of a run, before any of its coverage.
 
     ``view``: its definition and that of its stream stay with the log, so that it can be read, and the view computed,
     when nothing else holds them any more.
     Entries of earlier runs saying that a shard ended without a clock are removed, because this run may go further. In
     an object store these entries publish files too, and are replaced when their tables are opened.
-    ``own``: the shards for which they are removed, if other processes write the others; None for all. ``member``: the
-    number of this process among those that may call this at the same time. Raises ``StoreUnavailable`` if the disk
-    fails.
+    ``own``: the shards for which they are removed, if other processes, which may call this at the same time, write the
+    others; None for all. Raises ``StoreUnavailable`` if the disk fails.
     """
     with durable.disk(root):
         path = layout.shards_file(root)
         durable.make_folder(path.parent)
         definitions = {layout.DEFINITION: describe_one(view.published), layout.STREAM: words_of(view.stream)}
         listed = {"shards": list(shards), **definitions}
-        durable.replace(path, checksum.sealed_json(listed), member=member)
+        durable.replace(path, checksum.sealed_json(listed), at_once=True)
         before = None if isinstance(root, ObjectPath) else layout.read_coverage(root)
         for shard, coverage in before.shards.items() if before else ():
             if coverage.ended and (own is None or shard in own):
@@ -410,11 +407,11 @@ def record_shards(
 
 @contextlib.contextmanager
 def recorded_shards(
-    root: Path, shards: Sequence[str], own: Container[str] | None = None, *, view: ViewPlan, member: int = 0
+    root: Path, shards: Sequence[str], own: Container[str] | None = None, *, view: ViewPlan
 ) -> Iterator[None]:
     """Call ``record_shards`` for a table that the body writes; if it fails before it has, leave nothing behind."""
     made = durable.missing(root)
-    record_shards(root, shards, own, view=view, member=member)
+    record_shards(root, shards, own, view=view)
     try:
         yield
     except BaseException:
@@ -425,8 +422,8 @@ def recorded_shards(
                 durable.remove_empty([layout.shards_file(root).parent, *made])
         raise
     if not layout.shards_file(root).is_file():
-        # Another member began and failed meanwhile.
-        record_shards(root, shards, own, view=view, member=member)
+        # Another process began and failed meanwhile.
+        record_shards(root, shards, own, view=view)
 
 
 def encode(rows: pl.DataFrame, metadata: Mapping[str, str]) -> bytes:
