@@ -11,7 +11,7 @@ from unskew.sinks.aside import Aside
 def threads(monkeypatch):
     for name, seconds in {"QUIET_S": 0.1, "LONGEST_WAIT_S": 0.4, "PAUSE_S": 0.04}.items():
         monkeypatch.setattr(aside, name, seconds)
-    made = Aside()
+    made = Aside(2.0)
     yield made
     made.close()
 
@@ -77,3 +77,14 @@ def test_calls_that_have_not_begun_are_not_made_after_the_end(threads):
     time.sleep(0.2)
 
     assert calls.made_s == []
+
+
+def test_calls_of_short_epochs_wait_for_a_part_of_an_epoch_only(monkeypatch):
+    for name in ("QUIET_S", "LONGEST_WAIT_S"):
+        monkeypatch.setattr(aside, name, 60.0)
+    made = Aside(0.2)
+    calls = Calls(1)
+    made.soon(calls)
+
+    assert calls.done.wait(10)
+    made.close()

@@ -375,7 +375,7 @@ def _open(plan: Plan, deployment: Deployment, stop: Flag, closing: ExitStack) ->
             "log; restore the journal from the backup that holds the state, if there is one",
             deployment.state / JOURNAL,
         )
-    aside = Aside()
+    aside = Aside(deployment.epoch_s)
     changelogs = Changelogs(
         deployment.state / CHANGELOG, leases.check, partial(_go_on, stop), kept_bytes=KEPT_BYTES, aside=aside
     )

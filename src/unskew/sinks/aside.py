@@ -8,12 +8,13 @@ from collections.abc import Callable
 N_THREADS = 4
 """The calls wait for the disk most of the time; more threads would take the processor from the flow."""
 QUIET_S = 0.25
-"""Calls begin once none has come for so long: the epoch's end is over by then, and so is what Bytewax writes after it.
+"""Calls begin once none has come for so long, or for a twentieth of an epoch: its end is over by then, and so is what
+Bytewax writes after it.
 
 Otherwise the first tables' calls would hold the interpreter while the flow still asks the other tables.
 """
 LONGEST_WAIT_S = 1.0
-"""Calls begin so long after the first one also if others still come."""
+"""Calls begin so long after the first one, or a fifth of an epoch, also if others still come."""
 PAUSE_S = 0.01
 """The most that passes between the begin of one call and of the next, so that events are processed in between."""
 
@@ -22,17 +23,20 @@ class Aside:
     """Calls that other threads make a moment later, in their order, one after the other as far as there is time.
 
     They all begin before half the time is over after which the next ones are to be expected. A call must not raise.
+    ``epoch_s``: the length of an epoch.
     """
 
-    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, epoch_s: float, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
+        self._quiet_s = min(QUIET_S, epoch_s / 20)
+        self._longest_wait_s = min(LONGEST_WAIT_S, epoch_s / 5)
         self._changed = threading.Condition()
         self._calls: deque[Callable[[], None]] = deque()
         self._threads: list[threading.Thread] = []
         self._closed = False
         # When the calls of this epoch's end began to come, and the last one came; the time between two such ends; and
         # when the last call was made.
-        self._first_s = self._last_s = -QUIET_S
+        self._first_s = self._last_s = -self._quiet_s
         self._interval_s = 0.0
         self._made_s = 0.0
 
@@ -40,7 +44,7 @@ class Aside:
         """Let another thread make a call."""
         with self._changed:
             now_s = self._monotonic()
-            if now_s - self._last_s >= QUIET_S:
+            if now_s - self._last_s >= self._quiet_s:
                 self._interval_s = now_s - self._first_s if self._threads else 0.0
                 self._first_s = now_s
             self._last_s = now_s
@@ -80,6 +84,6 @@ class Aside:
         return None
 
     def _due_s(self) -> float:
-        over_s = min(self._last_s + QUIET_S, self._first_s + LONGEST_WAIT_S)
+        over_s = min(self._last_s + self._quiet_s, self._first_s + self._longest_wait_s)
         left_s = self._first_s + self._interval_s / 2 - self._made_s
         return max(over_s, self._made_s + min(PAUSE_S, max(left_s, 0.0) / len(self._calls)))
