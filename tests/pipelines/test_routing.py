@@ -145,3 +145,17 @@ def test_polls_that_come_together_give_what_each_gives_alone(n_hashes):
                     assert_frame_equal(of_found, of_expected)
                 else:
                     assert of_found == of_expected
+
+
+@pytest.mark.parametrize("numbers", [[], [1, 2]], ids=len)
+def test_every_poll_reaches_both_tables_and_every_shard(numbers):
+    """Else an epoch's end would not reach them, and what they staged would stay unpublished."""
+    (stream,) = PLAN.streams.values()
+    router = Router(list(PLAN.views.values()), decoder_of(stream), n_partitions=2, n_hashes=3)
+
+    for _ in range(2):
+        found = [key for key, _ in router.route([_poll(numbers, partition) for partition in range(2)])]
+        for partition in range(2):
+            assert found.count(f"archive/clicks/{partition}") == found.count(f"dead/clicks/{partition}") == 1
+        for view in PLAN.views.values():
+            assert [found.count(f"{view.id}/h{number}") for number in range(3)] == [2, 2, 2]

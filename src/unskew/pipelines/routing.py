@@ -56,8 +56,6 @@ class Router:
         self._decoder = decoder
         self._n_partitions = n_partitions
         self._n_hashes = n_hashes
-        # Partitions whose table of dead letters has had an item, which opens it.
-        self._opened: set[int] = set()
         self.dead = 0
         self.dead_by_kind: dict[str, int] = {}
 
@@ -75,7 +73,8 @@ class Router:
         """Return everything that follows from polls, keyed by shard or table; those of a partition come in its order.
 
         Every shard of a partition gets a slice for each of its polls, possibly an empty one, so that clocks and epochs
-        reach all of them. So does the archive; the table of dead letters gets the first item and those with rows.
+        reach all of them. So do the partition's two tables: what a table staged is published at the end of the next
+        epoch in which its part of the sink gets an item.
         """
         items: list[tuple[str, Slice | TableRows]] = []
         ticket = 0
@@ -150,9 +149,7 @@ class Router:
             if all_dead.height:
                 for kind, count in all_dead["kind"].value_counts().iter_rows():
                     self.dead_by_kind[kind] = self.dead_by_kind.get(kind, 0) + count
-            if all_dead.height or part not in self._opened:
-                self._opened.add(part)
-                yield f"dead/{topic}/{part}", TableRows(topic, part, dead=True, rows=all_dead)
+            yield f"dead/{topic}/{part}", TableRows(topic, part, dead=True, rows=all_dead)
 
 
 def _alike(polls: Sequence[Poll]) -> Iterator[list[Poll]]:
