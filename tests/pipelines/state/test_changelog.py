@@ -496,7 +496,7 @@ def test_a_process_that_stood_still_removes_no_file_of_the_one_that_took_over(tm
             raise LayoutError("the lease of this process was taken over")
 
     is_over: list[bool] = []
-    logs = Changelogs(tmp_path, still_ours, kept_bytes=1 << 16, aside=AtOnce())
+    logs = Changelogs(tmp_path, still_ours, kept_bytes=1 << 16, aside=AtOnce(5.0))
     notes, state = Changelog(logs, COUNT, SHARD, None), ShardState(COUNT, SHARD)
     state.apply(_some(0, 10), 10 * SECOND)
     notes.append(_some(0, 10))
