@@ -69,7 +69,7 @@ class Side:
 
     def __init__(self, root: Path, view: ViewPlan, n_shards: int, *, kept: bool) -> None:
         self.kept = kept
-        self.aside = Gathering()
+        self.aside = Gathering(5.0)
         self.logs = Changelogs(root / "state", kept_bytes=KEPT_BYTES if kept else 0, aside=self.aside)
         shards = [f"p{number}.0" for number in range(n_shards)]
         self.states = [ShardState(view, shard) for shard in shards]
