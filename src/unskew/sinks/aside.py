@@ -1,5 +1,6 @@
 """Threads that make durable and publish what an epoch's end leaves to them, while the flow goes on."""
 
+import logging
 import threading
 import time
 from collections import deque
@@ -17,6 +18,8 @@ LONGEST_WAIT_S = 1.0
 """Calls begin so long after the first one, or a fifth of an epoch, also if others still come."""
 PAUSE_S = 0.01
 """The most that passes between the begin of one call and of the next, so that events are processed in between."""
+
+_log = logging.getLogger("unskew.aside")
 
 
 class Aside:
@@ -66,7 +69,10 @@ class Aside:
 
     def _work(self) -> None:
         while (call := self._next()) is not None:
-            call()
+            try:
+                call()
+            except BaseException:  # noqa: BLE001 - whatever it is, the other calls must still be made
+                _log.exception("what an epoch's end left to a thread failed")
 
     def _next(self) -> Callable[[], None] | None:
         """Wait until a call is due, and return it; None once there is none to make any more."""
