@@ -42,19 +42,16 @@ import numpy.typing as npt
 import polars as pl
 import redis
 from confluent_kafka import Producer
-from workload import SCHEMA, Forgetful, Watched, journal_of, live_in, zipf
+from workload import SCHEMA, Forgetful, Watched, journal_of, live_in, nine_features, zipf
 
 from unskew.demo.embedded import EmbeddedBroker, EmbeddedRedis
 from unskew.demo.encode import encode
-from unskew.features.definitions import agg
-from unskew.features.definitions.compile import compile as compile_definitions
-from unskew.features.definitions.vocabulary import Entity, Feature, FeatureView, Sliding, Stream
 from unskew.features.plan import Plan
 from unskew.pipelines.run import run
 from unskew.stopping import stopping_on_signals
 
 TOPIC = "events"
-VIEW = "by_user"
+VIEW = "by_user_0"
 FIRST_PROBE = 1_000_000_000
 """The number of the first entity that is a probe; all later ones are too."""
 N_PROBES = 2_000
@@ -112,22 +109,8 @@ def probes(case: Case) -> npt.NDArray[np.int64]:
 
 
 def the_plan(case: Case) -> Plan:
-    stream = Stream(
-        TOPIC,
-        topic=case.name,
-        schema=SCHEMA,
-        event_time="at",
-        settle=case.settle,
-        partitioned_by="user" if case.partitioned else None,
-    )
-    features = [
-        Feature(f"{name}_{extent}", aggregation, Sliding(extent))
-        for extent in ("5m", "1h", "30d")
-        for name, aggregation in (("count", agg.count()), ("sum", agg.sum("amount")), ("max", agg.max("amount")))
-    ]
-    names = [VIEW, *(f"{VIEW}_{number}" for number in range(1, case.views))]
-    user = Entity("user", key="user")
-    return compile_definitions(*(FeatureView(name, entity=user, stream=stream, features=features) for name in names))
+    plan: Plan = nine_features(case.views, case.name, partitioned=case.partitioned, settle=case.settle)
+    return plan
 
 
 def pipeline(case: Case) -> None:

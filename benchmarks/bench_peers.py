@@ -40,7 +40,7 @@ import numpy as np
 import polars as pl
 import redis
 from confluent_kafka import Producer
-from workload import SCHEMA, zipf
+from workload import SCHEMA, replay_in, zipf
 
 from unskew.demo.embedded import EmbeddedBroker, EmbeddedRedis
 from unskew.demo.encode import encode
@@ -48,7 +48,6 @@ from unskew.features.definitions import agg
 from unskew.features.definitions.compile import compile as compile_definitions
 from unskew.features.definitions.vocabulary import Entity, Feature, FeatureView, Sliding, Stream, Tumbling
 from unskew.features.plan import Plan
-from unskew.pipelines.deployment import Deployment
 from unskew.pipelines.run import run
 
 START_MS = 1_600_000_000_000
@@ -151,18 +150,9 @@ def produce(broker: EmbeddedBroker, topic: str, events: pl.DataFrame) -> None:
 
 def by_unskew(task: dict[str, Any]) -> dict[str, Any]:
     """Run unskew in this process, over a topic that is already filled."""
-    root = Path(task["folder"])
     plan = the_plan(task["topic"], task["kind"])
-    deployment = Deployment(
-        bootstrap=task["bootstrap"],
-        redis_url=task["redis_url"],
-        log=root / "log",
-        archive=root / "archive",
-        dead_letters=root / "dead",
-        state=root / "state",
-        idle="none",
-        ends="now",
-        prefix=task["topic"],
+    deployment = replay_in(
+        Path(task["folder"]), bootstrap=task["bootstrap"], redis_url=task["redis_url"], prefix=task["topic"]
     )
     began = time.perf_counter(), time.process_time()
     status = run(plan, deployment, stop=threading.Event())

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 from confluent_kafka import Producer
-from workload import SCHEMA, zipf
+from workload import SCHEMA, replay_in, zipf
 
 from unskew.demo.embedded import EmbeddedBroker, EmbeddedRedis
 from unskew.demo.encode import encode
@@ -34,7 +34,6 @@ from unskew.features.definitions.compile import compile as compile_definitions
 from unskew.features.definitions.vocabulary import Entity, Feature, FeatureView, Sliding, Stream
 from unskew.features.plan import Plan
 from unskew.pipelines.decoding.avro import AvroDecoder
-from unskew.pipelines.deployment import Deployment
 from unskew.pipelines.kafka.reader import KafkaPartition
 from unskew.pipelines.routing import Router
 from unskew.pipelines.run import run
@@ -130,18 +129,8 @@ def measure(
 ) -> tuple[float, float, int, int]:
     """Run from an empty state; return seconds, this process's processor seconds, log rows and Redis rows."""
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        deployment = Deployment(
-            bootstrap=broker.bootstrap,
-            redis_url=redis_url,
-            log=root / "log",
-            archive=root / "archive",
-            dead_letters=root / "dead",
-            state=root / "state",
-            idle="none",
-            ends="now",
-            prefix=prefix,
-            epoch_s=epoch_s,
+        deployment = replay_in(
+            Path(folder), bootstrap=broker.bootstrap, redis_url=redis_url, prefix=prefix, epoch_s=epoch_s
         )
         began, began_cpu = time.perf_counter(), time.process_time()
         status = run(plan, deployment, stop=threading.Event())

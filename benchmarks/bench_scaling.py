@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 import bench_kernel
 import bench_pipeline
 import numpy as np
-from workload import EPOCH_US, nine_features, one_epoch, turns
+from workload import EPOCH_US, nine_features, one_epoch, replay_in, turns
 
 GOAL_PER_S = 1_000_000
 GOAL_ENTITIES = 1_000_000_000
@@ -271,21 +271,16 @@ FORMS = (
 
 def child(text: str) -> None:
     """Be one process of a pipeline: get ready, say so, wait for a word, and run."""
-    from unskew.pipelines.deployment import Deployment
     from unskew.pipelines.run import run
 
     asked = json.loads(text)
     home = Path(asked["folder"])
 
     def once(topic: str, folder: Path, prefix: str, **options: Any) -> Any:
-        deployment = Deployment(
+        deployment = replay_in(
+            folder,
             bootstrap=asked["bootstrap"],
             redis_url=asked["redis_url"],
-            log=folder / "log",
-            archive=folder / "archive",
-            dead_letters=folder / "dead",
-            idle="none",
-            ends="now",
             prefix=prefix,
             n_hashes=1 if asked["partitioned"] else TOPIC_PARTITIONS,
             **options,

@@ -40,18 +40,27 @@ def zipf(n: int, n_entities: int, random: np.random.Generator, exponent: float =
 
 
 def live_in(folder: Path, **options: Any) -> Deployment:
-    """Return a deployment for a live topic whose folders all lie in ``folder``."""
-    return Deployment(
-        log=folder / "log",
-        archive=folder / "archive",
-        dead_letters=folder / "dead",
-        state=folder / "state",
-        idle="wall",
-        **options,
-    )
+    """Return a deployment for a live topic whose folders all lie in ``folder``, unless ``options`` say otherwise."""
+    return Deployment(**{**_folders_in(folder), "idle": "wall", **options})
 
 
-def nine_features(n_views: int, topic: str = "events", *, partitioned: bool = True, differ: bool = False) -> Any:
+def replay_in(folder: Path, **options: Any) -> Deployment:
+    """Return a deployment that reads what a topic has and ends; as ``live_in`` otherwise."""
+    return Deployment(**{**_folders_in(folder), "idle": "none", "ends": "now", **options})
+
+
+def _folders_in(folder: Path) -> dict[str, Any]:
+    return {
+        "log": folder / "log",
+        "archive": folder / "archive",
+        "dead_letters": folder / "dead",
+        "state": folder / "state",
+    }
+
+
+def nine_features(
+    n_views: int, topic: str = "events", *, partitioned: bool = True, differ: bool = False, settle: str = "10ms"
+) -> Any:
     """Return views with the same nine features over three windows; all have the stream and the key in common.
 
     ``differ``: whether each view has a filter and a value of its own; the filters let every event through, so that
@@ -66,7 +75,7 @@ def nine_features(n_views: int, topic: str = "events", *, partitioned: bool = Tr
         topic=topic,
         schema=SCHEMA,
         event_time="at",
-        settle="10ms",
+        settle=settle,
         partitioned_by="user" if partitioned else None,
     )
     user = Entity("user", key="user")
