@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import polars as pl
 
 FEW_ROWS = 20_000
-"""With fewer rows, handing expressions to Polars' threads costs more than it saves (measured on two cores)."""
+"""With fewer rows, handing expressions to Polars' threads costs more than it saves."""
 
 
 def select(frame: pl.DataFrame, expressions: pl.Expr | Iterable[pl.Expr]) -> pl.DataFrame:

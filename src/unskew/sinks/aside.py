@@ -25,8 +25,8 @@ _log = logging.getLogger("unskew.aside")
 class Aside:
     """Calls that other threads make a moment later, in their order, one after the other as far as there is time.
 
-    They all begin before half the time is over after which the next ones are to be expected. A call must not raise.
-    ``epoch_s``: the length of an epoch.
+    They all begin before half the time is over after which the next ones are to be expected. A call that raises is
+    logged, and the others are still made. ``epoch_s``: the length of an epoch.
     """
 
     def __init__(self, epoch_s: float, monotonic: Callable[[], float] = time.monotonic) -> None:

@@ -43,11 +43,10 @@ def replace(path: Path, data: bytes, still_ours: Callable[[], None] = lambda: No
     try:
         write(temporary, data)
         rename(temporary, path, still_ours)
-    except BaseException:
+    finally:
         if at_once:
-            # Nothing would ever overwrite it.
+            # If it is still there, nothing would ever overwrite it.
             temporary.unlink(missing_ok=True)
-        raise
 
 
 def create_whole(path: Path, data: bytes) -> None:

@@ -13,6 +13,7 @@ from unskew.sinks.redis.keyspace import clock_field
 from unskew.sinks.redis.words import Clock, Place
 
 FEW_ROWS = 1_000
+"""Of so many rows at most, it is looked first whether their keys are all different."""
 _Rows = TypeVar("_Rows")
 
 
