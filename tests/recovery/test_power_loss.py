@@ -1,5 +1,6 @@
 """A loss of power takes what no fsync has made durable: nothing of that is relied on, by whoever writes files."""
 
+import re
 import threading
 from pathlib import Path
 
@@ -61,8 +62,10 @@ def test_a_table_is_durable_at_each_snapshot_and_when_it_is_settled(tmp_path, di
 def test_the_shards_of_a_log_are_durable_before_any_coverage_is_withdrawn(tmp_path, disk):
     record_shards(tmp_path / "log" / "view", ["p0", "p1"], view=view(Wanted("n", "count", lifetime())))
 
-    assert disk.calls[-3:] == [
-        ("fsync", "log/view/_coverage/_shards.tmp"),
+    (synced, temporary), *rest = disk.calls[-3:]
+    assert synced == "fsync"
+    assert re.fullmatch(r"log/view/_coverage/_shards\.[0-9a-f]{32}\.tmp", temporary)
+    assert rest == [
         ("rename", "log/view/_coverage/_shards.json"),
         ("fsync", "log/view/_coverage"),
     ]
