@@ -165,6 +165,19 @@ def test_a_round_takes_as_long_as_asked_and_a_hurried_one_a_minute(n_entities):
         assert now_us <= 1.5 * expected_us + n_parts * 1_000_000
 
 
+def test_parts_of_many_shards_do_not_come_together_while_entities_come():
+    paces = [Pace(3_600 * 10**6, number / 100) for number in range(100)]
+    parts = [0] * 60
+    for second in range(3_600):
+        n_entities = min(1_000, 1 + 20 * second)
+        for pace in paces:
+            parts[second // 60] += pace.is_due(second * 10**6, n_entities, hurried=False)
+
+    # Five parts of each shard an hour.
+    assert sum(parts) > 450
+    assert max(parts) <= 15
+
+
 def test_no_read_that_is_called_exact_is_wrong_but_for_keys_removed_since_the_last_comparison(one):
     """A vandal removes keys at random while values grow, rounds go on, and a reader reads all of it."""
     chosen = KEYS[:40]

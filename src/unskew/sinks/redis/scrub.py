@@ -35,13 +35,14 @@ _log = logging.getLogger("unskew.redis")
 class Pace:
     """When a shard gives the next part of its rows. ``round_us``: the time for all rows; ``share``: from 0 to 1.
 
-    ``share`` delays the first part by that share of the interval, so that many shards do not begin together.
+    ``share`` delays the first part by that share of the interval, so that many shards do not begin together. Intervals
+    of all shards shrink as entities come, so what counts is the share that is left.
     """
 
     def __init__(self, round_us: int, share: float) -> None:
         self._round_us = round_us
-        self._share = share
-        self._last_us: int | None = None
+        self._left = share
+        self._looked_us: int | None = None
 
     @staticmethod
     def n_rows(n_entities: int) -> int:
@@ -49,14 +50,15 @@ class Pace:
         return min(max(n_entities // PARTS_PER_ROUND, SLOWEST_ROWS), FASTEST_ROWS)
 
     def is_due(self, now_us: int, n_entities: int, *, hurried: bool) -> bool:
-        """Return true, and count from now on, if the next part is due."""
+        """Return true, and count from now on, if the next part is due; call it often."""
         round_us = min(self._round_us, HURRIED_ROUND_US) if hurried else self._round_us
-        interval_us = min(round_us, round_us * self.n_rows(n_entities) // max(n_entities, 1))
-        if self._last_us is None:
-            self._last_us = now_us - interval_us + int(self._share * interval_us)
-        if now_us - self._last_us < interval_us:
+        interval_us = max(1, min(round_us, round_us * self.n_rows(n_entities) // max(n_entities, 1)))
+        if self._looked_us is not None:
+            self._left -= max(0, now_us - self._looked_us) / interval_us
+        self._looked_us = now_us
+        if self._left > 0:
             return False
-        self._last_us = now_us
+        self._left = 1.0
         return True
 
 
