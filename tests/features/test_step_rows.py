@@ -10,7 +10,7 @@ from polars.testing import assert_frame_equal
 from tests.support.plans import SECOND, Wanted, WantedOfOthers, calendar, events, session, sessions, sliding, view
 from unskew.features.evaluate import evaluate
 from unskew.features.shard_state import FEW_ROWS, ShardState
-from unskew.features.updates import frames
+from unskew.features.updates import frames, frames_of_each
 
 SHORT, LONG = sliding(3 * SECOND, SECOND), sliding(12 * SECOND, 2 * SECOND)
 VIEWS = {
@@ -72,6 +72,32 @@ def test_rows_of_many_steps_in_one_frame_are_those_of_each_step(name, seed):
     assert sum(rows.height for rows in waiting) > 20 or name == "calendar"
     assert_frame_equal(pl.concat(frames(waiting)), pl.concat(expected))
     assert_frame_equal(pl.concat(frames(now_waiting)), pl.concat(now))
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_rows_of_many_shards_that_become_frames_together_are_those_of_each_shard(name):
+    planned = VIEWS[name]
+    shards = []
+    for seed in range(5):
+        state = ShardState(planned, f"h{seed}")
+        waiting = [state.apply(found, clock_us).closed_rows for found, clock_us in steps(planned, 7 * seed, 40)]
+        shards.append([rows for rows in waiting if rows.height])
+    # One has nothing, one a frame among words, and one a frame alone.
+    shards[1] = []
+    if shards[2]:
+        shards[2][0].frame()
+    shards[4] = shards[4][:1]
+    for rows in shards[4]:
+        rows.frame()
+
+    together = frames_of_each(shards)
+
+    assert [sum(frame.height for frame in made) for made in together] == [
+        sum(rows.height for rows in steps) for steps in shards
+    ]
+    for steps_of, made in zip(shards, together, strict=True):
+        if steps_of:
+            assert_frame_equal(pl.concat(made), pl.concat(frames(steps_of)))
 
 
 def test_many_rows_of_one_step_are_a_frame_at_once_and_few_are_not():

@@ -468,7 +468,7 @@ class ShardState:
     def _nothing_closed(self) -> StepRows:
         if self._no_closed is None:
             rows = new_rows(self._program.value_words, 0)
-            self._no_closed = StepRows(self._frame([RowWords.of(rows, self.directory.gather(rows.row))], self.seq))
+            self._no_closed = StepRows(self._frame(RowWords.of(rows, self.directory.gather(rows.row)), self.seq))
         return self._no_closed
 
     def _closed(self, rows: Rows) -> StepRows:
@@ -478,19 +478,39 @@ class ShardState:
         # Numbers of texts may stand for others later.
         if count < FEW_ROWS and not self._as_texts:
             words = RowWords.of(rows, self.directory.gather(rows.row[:count])).copied()
-            return StepRows.of(words, count, self._frame, first)
+            return StepRows.of(words, count, self._frames, first)
         keys, number = self._distinct(rows.row[:count])
-        return StepRows(self._frame([RowWords.of(rows, keys)], first, number), first)
+        return StepRows(self._frame(RowWords.of(rows, keys), first, number), first)
 
-    def _frame(
-        self, steps: Sequence[RowWords], first: int, number: npt.NDArray[np.int32] | None = None
-    ) -> pl.DataFrame:
-        """Return the rows of successive steps as one frame; ``first`` is the ``seq`` of the first of them.
+    def _frames(self, shards: Sequence[tuple[Sequence[RowWords], int]]) -> list[pl.DataFrame]:
+        """Return, for each of several shards of the view, the rows of successive steps as one frame.
+
+        Each row has its own key. A shard comes with the ``seq`` of its first row.
+        """
+        words = joined(RowWords, [step for steps, _ in shards for step in steps])
+        counts = [sum(len(step.instants) for step in steps) for steps, _ in shards]
+        ends = np.cumsum(counts)
+        sequence = [np.arange(first, first + count) for (_, first), count in zip(shards, counts, strict=True)]
+        whole = self._frame_of(words, ends, np.concatenate(sequence))
+        return [whole[int(end) - count : int(end)] for end, count in zip(ends, counts, strict=True)]
+
+    def _frame(self, words: RowWords, first: int, number: npt.NDArray[np.int32] | None = None) -> pl.DataFrame:
+        """Return the rows of a step as one frame; ``first`` is the ``seq`` of the first of them.
 
         ``number``: for each row the number of its key; None if each has its own.
         """
-        words = joined(RowWords, steps)
-        order = _by_key_at_one_instant(words.instants, words.keys, number)
+        count = len(words.instants)
+        return self._frame_of(words, np.array([count]), np.arange(first, first + count), number)
+
+    def _frame_of(
+        self,
+        words: RowWords,
+        ends: npt.NDArray[np.int64],
+        sequence: npt.NDArray[np.int64],
+        number: npt.NDArray[np.int32] | None = None,
+    ) -> pl.DataFrame:
+        """Return the rows of shards as one frame, one shard after the other; ``ends``: where the rows of each end."""
+        order = _by_key_at_one_instant(words.instants, words.keys, number, ends)
         entity = decode_keys(words.keys.to_series("key"), self.view.entity)
         places = order if number is None else number[order]
         if len(entity) != len(order) or (places[1:] < places[:-1]).any():
@@ -505,7 +525,7 @@ class ShardState:
                 series("partition", words.partitions[order].astype(np.int32), caused),
                 series("offset", words.offsets[order], caused),
                 _CAUSES[caused.astype(np.uint32)],
-                pl.Series("seq", np.arange(first, first + len(order), dtype=np.int64)),
+                pl.Series("seq", sequence),
             ]
         )
 
@@ -530,13 +550,16 @@ class ShardState:
         current(self._program, self._state, rows, until, empty_at, self._scratch)
         words = CurrentWords(self.directory.gather(rows.row), rows.instant, until, empty_at, rows.values, rows.present)
         if 0 < count < FEW_ROWS and not self._as_texts:
-            return StepRows.of(words, count, self._current_frame)
+            return StepRows.of(words, count, self._current_frames)
         current_rows = StepRows(self._current_frame([words]))
         if count == 0:
             self._no_current = current_rows
         return current_rows
 
-    def _current_frame(self, steps: Sequence[CurrentWords], _first: int = 0) -> pl.DataFrame:
+    def _current_frames(self, parts: Sequence[tuple[Sequence[CurrentWords], int]]) -> list[pl.DataFrame]:
+        return [self._current_frame(steps) for steps, _ in parts]
+
+    def _current_frame(self, steps: Sequence[CurrentWords]) -> pl.DataFrame:
         """Return the current rows of steps as one frame; they may be of any shards of the view."""
         words = joined(CurrentWords, steps)
         return pl.DataFrame(
@@ -599,15 +622,16 @@ def _in_one(chunks: Sequence[StepRows]) -> StepRows:
 
 
 def _by_key_at_one_instant(
-    instants: npt.NDArray[np.int64], keys: Keys, number: npt.NDArray[np.int32] | None
+    instants: npt.NDArray[np.int64], keys: Keys, number: npt.NDArray[np.int32] | None, ends: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
-    """Return the places of rows in the order of (instant, key); in that of instants they are already.
+    """Return the places of rows in the order of (shard, instant, key); in that of shards and instants they are already.
 
     ``number``: for each row the number of its key in ``keys``, which are all different; None if each row has its own.
-    No two rows have the same instant and key.
+    ``ends``: where the rows of each shard end. No two rows of a shard have the same instant and key.
     """
     order = np.arange(len(instants))
     same = instants[1:] == instants[:-1]
+    same[ends[:-1] - 1] = False
     if not same.any():
         return order
     tied = np.zeros(len(instants), np.bool_)

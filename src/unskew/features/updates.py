@@ -14,8 +14,11 @@ from unskew.features.time import DAY_US, HOUR_US, MINUTE_US, SECOND_US
 LATE_BOUNDS_US = (SECOND_US, 10 * SECOND_US, MINUTE_US, 10 * MINUTE_US, HOUR_US, 6 * HOUR_US, DAY_US)
 
 
-Make = Callable[[Sequence[Any], int], pl.DataFrame]
-"""Makes one frame of the words of several steps; it gets the ``seq`` of the first row, which the others follow."""
+Make = Callable[[Sequence[tuple[Sequence[Any], int]]], Sequence[pl.DataFrame]]
+"""Makes a frame of the words of several steps of a shard, with the ``seq`` of the first row, which the others follow.
+
+It makes those of several shards of a view at once.
+"""
 
 
 class StepRows:
@@ -63,9 +66,34 @@ def frames(steps: Iterable[StepRows]) -> Iterator[pl.DataFrame]:
         held = [step.words for step in of_group if step.words is not None]
         if are_words:
             make = held[0][0]
-            yield make([words for _, words in held], of_group[0].first)
+            yield from make([([words for _, words in held], of_group[0].first)])
         else:
             yield from (step.frame() for step in of_group if step.height)
+
+
+def frames_of_each(shards: Sequence[Sequence[StepRows]]) -> list[list[pl.DataFrame]]:
+    """Return, for each of several shards of one view, the rows of its steps as ``frames`` does.
+
+    Frames that are made of words are made together, because most of what a frame of few rows costs is the same for the
+    rows of many shards.
+    """
+    found: list[list[pl.DataFrame]] = []
+    together: list[tuple[Sequence[Any], int]] = []
+    of_these: list[int] = []
+    make: Make | None = None
+    for steps in shards:
+        held = [step.words for step in steps if step.words is not None]
+        if held and len(held) == len(steps):
+            make = held[0][0]
+            of_these.append(len(found))
+            together.append(([words for _, words in held], steps[0].first))
+            found.append([])
+        else:
+            found.append(list(frames(steps)))
+    if make is not None:
+        for place, frame in zip(of_these, make(together), strict=True):
+            found[place] = [frame]
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

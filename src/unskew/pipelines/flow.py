@@ -37,7 +37,7 @@ from unskew.sinks.objects import ObjectPath, together
 from unskew.sinks.patience import Patience
 from unskew.sinks.redis.scrub import Pace
 from unskew.sinks.redis.writer import RedisWriter
-from unskew.sinks.tables.kinds import ArchiveTable, DeadLetterTable, LogTable, Roots, Table
+from unskew.sinks.tables.kinds import ArchiveTable, DeadLetterTable, LogTable, Roots, Table, append_waiting
 from unskew.sinks.tables.layout import view_root
 from unskew.sinks.tables.parquet import record_shards, refuse_earlier
 
@@ -353,6 +353,15 @@ class ParquetSink(_Sink):
                 )
             self._begun = True
 
+    def append_waiting(self) -> None:
+        """Make frames of the rows that wait in logs, of all shards of a view together, whichever part they are of."""
+        by_view: dict[str, list[LogTable]] = {}
+        for part in self._parts:
+            for view_id, table in part.waiting():
+                by_view.setdefault(view_id, []).append(table)
+        for tables in by_view.values():
+            append_waiting(tables)
+
     def settle(self) -> None:
         """Publish the last epoch: only after the flow has returned without an error."""
         for part in self._parts:
@@ -395,12 +404,19 @@ class _ParquetPart(StatefulSinkPartition[Any, dict[str, Any]]):
     def snapshot(self) -> dict[str, Any]:
         with self._sink.epochs.snapshot("sink"):
             self._sink.still_ours()
+            self._sink.append_waiting()
             kept = self._kept()
             rest = {name: table.snapshot for name, table in self._tables.items() if name not in kept}
             tables = {**kept, **self._sink.at_once(rest)}
             # Last of all that an epoch does before the recovery store is written, and tables may share its disk.
             self._sink.disk.until_done(self._sink.require_room_for_rows)
         return {**self._retired, **tables}
+
+    def waiting(self) -> Iterator[tuple[str, LogTable]]:
+        """Yield the logs in which rows wait, with their views."""
+        for name, table in self._tables.items():
+            if isinstance(table, LogTable) and table.waiting:
+                yield name.split("/")[1], table
 
     def _kept(self) -> dict[str, dict[str, Any]]:
         """Return, by name, the states of those tables whose rows they can hold."""

@@ -144,7 +144,7 @@ def test_the_rows_of_an_epochs_steps_do_not_all_wait_for_its_end(tmp_path, most_
     table._most_steps = most_steps
     for seq in range(3 * MOST_STEPS):
         table.append(updates(VISITS, 10 + seq, log_rows=[row(seq)]))
-        assert len(table._waiting) < MOST_STEPS
+        assert len(table.waiting) < MOST_STEPS
 
     assert table.n_buffered == 3 * MOST_STEPS
 

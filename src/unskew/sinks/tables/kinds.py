@@ -1,6 +1,6 @@
 """The three kinds of tables that the pipeline writes: log, event archive and dead letters."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from unskew.features.ledger import NOTHING_LATE, ledger_of, written
 from unskew.features.plan import ViewPlan
-from unskew.features.updates import NothingToCome, StepRows, Updates, frames
+from unskew.features.updates import NothingToCome, StepRows, Updates, frames_of_each
 from unskew.sinks.aside import Aside
 from unskew.sinks.gathered import framed, in_turn
 from unskew.sinks.tables.layout import (
@@ -98,7 +98,8 @@ class LogTable(_Staged):
         self._shard = shard
         self._named = pl.Series("shard", [shard], pl.String)
         self._ledger = NOTHING_LATE
-        self._waiting: list[StepRows] = []
+        self.waiting: list[StepRows] = []
+        """The rows of steps of which no frame has been made yet."""
         self._n_waiting = 0
         self._most_steps = in_turn(MOST_STEPS)
         self._schema = log_schema(view)
@@ -137,9 +138,9 @@ class LogTable(_Staged):
                     f"{updates.view.id}/{self._shard}: the log expects seq {self.next_sequence}, "
                     f"the step begins with {rows.first}"
                 )
-            self._waiting.append(rows)
+            self.waiting.append(rows)
             self._n_waiting += rows.height
-            if self._n_waiting >= MOST_WAITING or len(self._waiting) >= self._most_steps:
+            if self._n_waiting >= MOST_WAITING or len(self.waiting) >= self._most_steps:
                 self._append_waiting()
                 self._most_steps = MOST_STEPS
         # The instant of the clock itself is still open.
@@ -150,12 +151,16 @@ class LogTable(_Staged):
             self._ledger = ledger
             self._table.cover({LEDGER: written(ledger)})
 
+    def append_made(self, made: Sequence[pl.DataFrame]) -> None:
+        """Append the frames that were made of all rows that wait."""
+        for frame in made:
+            self._table.append(frame)
+        self.waiting = []
+        self._n_waiting = 0
+
     @override
     def _append_waiting(self) -> None:
-        for frame in frames(self._waiting):
-            self._table.append(frame)
-        self._waiting = []
-        self._n_waiting = 0
+        append_waiting([self])
 
     def _complete(self, rows: pl.DataFrame) -> pl.DataFrame:
         # Column by column, because a query would cost more than the work on the few rows of most epochs.
@@ -164,6 +169,12 @@ class LogTable(_Staged):
         columns["shard"] = self._named.new_from_index(0, rows.height)
         wanted = [(columns[name], kind) for name, kind in self._schema.items()]
         return framed([column if column.dtype == kind else column.cast(kind) for column, kind in wanted])
+
+
+def append_waiting(tables: Sequence[LogTable]) -> None:
+    """Append the rows that wait in tables of one view; frames are made of them together."""
+    for table, made in zip(tables, frames_of_each([table.waiting for table in tables]), strict=True):
+        table.append_made(made)
 
 
 class DeadLetterTable(_Staged):
