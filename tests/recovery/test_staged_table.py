@@ -13,7 +13,7 @@ from tests.support.plans import DAY
 from unskew.features.errors import StoreUnavailable
 from unskew.sinks.aside import Aside
 from unskew.sinks.tables.layout import INSTANT, published_files, read_coverage
-from unskew.sinks.tables.parquet import KEPT_PARTS, StagedTable
+from unskew.sinks.tables.parquet import KEPT_PARTS, StagedTable, rows_of
 
 N_ROWS = 12
 ROWS_PER_EPOCH = 4
@@ -208,13 +208,12 @@ def test_a_disk_that_fails_aside_is_reported_by_the_next_epochs_end(tmp_path, mo
     table, _ = Run(tmp_path, "kept, at once").table()
     table.append(rows(range(4)))
     table.cover({"since": 0, "complete_to": 4})
-    assert table.kept() is not None
     with monkeypatch.context() as broken:
         broken.setattr(os, "fsync", _full)
+        # The failure is of what is staged aside; the rows are in the state.
+        assert table.kept() is not None
         table.append(rows(range(4, 6)))
         table.cover({"complete_to": 6})
-        # The failure is of what is published aside; the rows are in the state.
-        assert table.kept() is not None
         assert table.kept() is None
         with pytest.raises(StoreUnavailable):
             table.snapshot()
@@ -223,6 +222,19 @@ def test_a_disk_that_fails_aside_is_reported_by_the_next_epochs_end(tmp_path, mo
     table.settle()
 
     assert published(tmp_path) == list(range(6))
+
+
+def test_a_state_holds_the_rows_of_one_epoch_once_those_before_are_staged(tmp_path):
+    table, _ = Run(tmp_path, "kept, at once").table()
+    held = []
+    for low in range(0, N_ROWS, ROWS_PER_EPOCH):
+        table.append(rows(range(low, low + ROWS_PER_EPOCH)))
+        state = table.kept()
+        held.append([n for part in rows_of(state) for n in part["n"]])
+
+    assert held == [list(range(low, low + ROWS_PER_EPOCH)) for low in range(0, N_ROWS, ROWS_PER_EPOCH)]
+    # What was staged last is not published before its epoch is durable.
+    assert published(tmp_path) == list(range(N_ROWS - ROWS_PER_EPOCH))
 
 
 def _full(_: int) -> None:

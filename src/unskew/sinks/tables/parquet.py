@@ -17,9 +17,11 @@ With ``aside``, few rows need no file at an epoch's end, so that it does not gro
 1. ``kept()`` of an epoch returns a state that holds the rows since the previous one, or None if they are too many:
    then ``snapshot()`` is called, and stages them as above.
 2. The caller makes that state durable, with the rest of the epoch.
-3. Once the end of the next epoch is over, another thread stages and publishes what the epoch before held, in the order
-   of epochs. Until it has, the states of later epochs hold these rows too.
-4. If that fails, the next ``kept()`` returns None, and ``snapshot()`` does it again and reports the failure.
+3. Once the epoch's end is over, another thread stages these rows, and the states of later epochs need not hold them.
+   If their epoch turns out not to be durable, start-up removes the files, as it would those of a snapshot.
+4. Once the end of the next epoch is over, another thread publishes them, in the order of epochs. The next epoch's rows
+   are staged only then.
+5. If that fails, the next ``kept()`` returns None, and ``snapshot()`` does it again and reports the failure.
 
 After a stop between any two steps, start-up recovers from the saved state alone: files up to its sequence are
 published, because their epoch is durable, then the rows that the state holds and no published file has; staged files
@@ -75,6 +77,7 @@ class _Part:
     coverage: Mapping[str, Any]
     rows: pl.DataFrame | None = None
     data: bytes = field(default=b"", repr=False)
+    number: int = 0
 
     def saved(self) -> dict[str, Any]:
         return {"first": self.first, _NEXT: self.next_sequence, "coverage": dict(self.coverage), "rows": self.data}
@@ -159,10 +162,11 @@ class StagedTable:
         self._failed = False
         # Parts that are to be published, the oldest first, and what is before them. Another thread publishes those that
         # are durable, under the lock: it replaces ``_shown`` and then takes the part out, so whoever copies ``_parts``
-        # before ``_shown`` misses nothing.
+        # before ``_shown`` misses nothing. Of the others it stages the first.
         self._lock = threading.Lock()
         self._shown = _Part(first=self._next, next_sequence=self._next, coverage=dict(self._coverage))
         self._parts: deque[_Part] = deque()
+        self._n_ends = 0
         if saved is not None and _KEPT in saved:
             self._shown = _Part.of(saved[_SHOWN])
             self._parts.extend(map(_Part.of, saved[_KEPT]))
@@ -229,15 +233,17 @@ class StagedTable:
             n_bytes += int(self._buffered.whole().estimated_size())
         if n_bytes > min(room, KEPT_BYTES) or len(parts) >= KEPT_PARTS:
             return None
-        if parts:
-            self._aside.soon(lambda: self._publish_aside(parts))
+        n_durable = self._n_ends
         coverage = dict(self._coverage)
-        last = self._parts[-1] if self._parts else self._shown
+        last = parts[-1] if parts else self._shown
         if self._buffered.n_rows or last.coverage != coverage:
             rows = self._completed() if self._buffered.n_rows else None
             data = b"" if rows is None else to_ipc([rows])
             self._add_part(rows, data)
-        return self._state()
+        state = self._state()
+        if self._parts:
+            self._aside.soon(lambda: self._go_on_aside(n_durable))
+        return state
 
     def snapshot(self) -> dict[str, Any]:
         """Publish what the state before holds or has staged, stage the rows since, and return the state to resume from.
@@ -314,12 +320,18 @@ class StagedTable:
                 "written: give the directory that the recovery store was used with, or start over without the store"
             )
 
-    def _publish_aside(self, durable_parts: Sequence[_Part]) -> None:
-        """Publish parts whose epoch is durable, unless ``snapshot()`` has done so meanwhile."""
+    def _go_on_aside(self, n_durable: int) -> None:
+        """Publish the parts of the first ``n_durable`` epochs' ends, and stage the next one.
+
+        ``snapshot()`` may have done so meanwhile.
+        """
         try:
             with self._lock:
-                while self._parts and any(self._parts[0] is part for part in durable_parts):
+                while self._parts and self._parts[0].number <= n_durable:
                     self._publish_first()
+                if self._parts and (part := self._parts[0]).rows is not None:
+                    self._publication.stage(self._encoded(part.rows, part.first))
+                    self._parts[0] = replace(part, rows=None, data=b"")
         except Exception:  # noqa: BLE001  the next snapshot does it again, and reports what fails
             self._failed = True
 
@@ -339,8 +351,17 @@ class StagedTable:
 
     def _add_part(self, rows: pl.DataFrame | None = None, data: bytes = b"") -> None:
         first = self._first if self._buffered.n_rows else self._next
-        coverage = dict(self._coverage)
-        self._parts.append(_Part(first=first, next_sequence=self._next, coverage=coverage, rows=rows, data=data))
+        self._n_ends += 1
+        self._parts.append(
+            _Part(
+                first=first,
+                next_sequence=self._next,
+                coverage=dict(self._coverage),
+                rows=rows,
+                data=data,
+                number=self._n_ends,
+            )
+        )
         self._buffered.clear()
 
     def _numbers(self, rows: pl.DataFrame, first: int) -> npt.NDArray[np.int64]:
