@@ -1,4 +1,6 @@
+import contextlib
 import datetime as dt
+import threading
 from pathlib import Path
 
 import polars as pl
@@ -17,6 +19,7 @@ from unskew.sinks.tables.layout import (
     staged_files,
 )
 from unskew.sinks.tables.parquet import StagedTable
+from unskew.sinks.tables.publication import ByRename
 
 
 def rows(*numbered: tuple[int, int]) -> pl.DataFrame:
@@ -342,3 +345,28 @@ def test_a_writer_that_runs_for_many_days_leaves_no_folder_for_each_of_them(tmp_
 
     assert [file.first for file in published_files(tmp_path, "h0")] == [0, 2, 4, 6, 8, 10]
     assert [file.first for file in published_files(tmp_path, "h1")] == [0, 2, 4, 6, 8, 10]
+
+
+def test_other_writers_may_remove_the_folder_of_a_day_while_a_file_is_staged_there(tmp_path):
+    publication = ByRename(tmp_path, "p0", lambda: None)
+    over = threading.Event()
+
+    def remove():
+        folder = tmp_path / STAGED / "day=1970-01-01"
+        while not over.wait(0.001):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+    others = [threading.Thread(target=remove) for _ in range(3)]
+    for other in others:
+        other.start()
+    try:
+        for number in range(1_000):
+            publication.stage([(file_name("p0", number, number), "day=1970-01-01", b"rows")])
+            publication.publish({}, number + 1)
+    finally:
+        over.set()
+        for other in others:
+            other.join()
+
+    assert len(published_files(tmp_path)) == 1_000

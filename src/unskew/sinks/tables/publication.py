@@ -22,6 +22,9 @@ from unskew.sinks.objects import ObjectPath, Superseded, Version, together
 from unskew.sinks.tables import checksum, layout
 from unskew.sinks.tables.layout import RUNS, SEQUENCE, Published, TableFile
 
+MOST_REMOVALS = 100
+"""So often at most other writers remove the folder of a day right before a file is written there."""
+
 
 class Publication(Protocol):
     """A writer's files: ``run`` is part of the names of those that it stages."""
@@ -222,13 +225,16 @@ def _remove_empty(folders: Iterable[Path]) -> None:
 
 def _write(path: Path, data: bytes, unsynced: set[Path], still_ours: Callable[[], None]) -> Path:
     temporary = path.with_name(f"{path.name}.tmp")
-    durable.make_folder(path.parent, unsynced)
-    try:
-        durable.write(temporary, data)
-    except FileNotFoundError:
-        # Another writer's ``settle`` removed the empty directory in between.
+    for left in reversed(range(MOST_REMOVALS)):
         durable.make_folder(path.parent, unsynced)
-        durable.write(temporary, data)
+        try:
+            durable.write(temporary, data)
+        except FileNotFoundError:
+            # Another writer, of which there may be hundreds, removed the empty folder in between.
+            if not left:
+                raise
+        else:
+            break
     # A process that took over has read this folder, so nothing may appear in it after that.
     durable.rename(temporary, path, still_ours, unsynced)
     return path
