@@ -471,7 +471,7 @@ def test_a_process_that_stood_still_damages_nothing_of_the_one_that_took_over(tm
         # The old one writes to whatever it has open, and ends an epoch.
         old.append(_some(900 + epoch, 5))
         old._hand_over()
-        old._write_quietly()
+        old._write_aside()
         with pytest.raises(LayoutError, match="taken over"):
             old.snapshot(old_state, 0)
         manifest = new.snapshot(new_state, 0)

@@ -4,7 +4,8 @@ A shard's state is a base, which is the whole state as of some epoch, and the ev
 epoch costs only what it brought. The same kernel makes the same state from the base and these events; the sequence
 number and the clock in the manifest verify it. The order of steps is the contract:
 
-1. ``append`` notes events as they are applied. Another thread writes them, many at once; a file only ever grows.
+1. ``append`` notes events as they are applied. Another thread makes them durable in a file, many at once; a file only
+   ever grows.
 2. ``snapshot``, at the end of an epoch, returns the manifest: the files, the number of bytes of each that count, and
    the events that are in none of them. If these are few, the manifest keeps them itself, and another thread writes them
    to a file later; otherwise ``snapshot`` makes them durable in a file first. So shards with few events cost an
@@ -48,8 +49,8 @@ from unskew.sinks.aside import Aside
 from unskew.sinks.gathered import Gathered
 from unskew.sinks.ipc import from_ipc, to_ipc
 
-CHUNK_EVENTS = 25_000
-"""The number of events that are encoded and written at once, between commits."""
+CHUNK_EVENTS = 5_000
+"""Another thread makes so many events durable at once, between commits."""
 APPLIED_AT_ONCE = 100_000
 SMALL_STATE = 50_000
 """A state of at most so many entities, tiles and items writes its base within a commit, which takes milliseconds."""
@@ -278,7 +279,7 @@ class Changelog:
         self.applied += events.height
         if self._waiting.n_rows >= CHUNK_EVENTS:
             self._hand_over()
-            self._all.soon(self._write_quietly)
+            self._all.soon(self._write_aside)
 
     def snapshot(self, state: ShardState, dropped: int) -> Manifest:
         """Make the noted events durable, and return what to continue from; the module says when to call it."""
@@ -289,9 +290,11 @@ class Changelog:
                 self._all.after_the_end(lambda: self._remove(outgoing))
             self._hand_over()
             with self._lock:
-                if not self._may_keep():
+                may_keep = self._may_keep()
+                if self._current is not None or not may_keep:
                     # What is open may not be what has the name by now.
                     self._all.still_ours()
+                if not may_keep:
                     self._write_durably()
                 self._adopt()
                 self._rebase_if_due(state, dropped)
@@ -343,13 +346,11 @@ class Changelog:
                 with contextlib.suppress(OSError):
                     (self.folder / name).unlink()
 
-    def _write_quietly(self) -> None:
-        """Write without reporting a failure; the next snapshot tries again and reports it."""
-        with contextlib.suppress(OSError), self._lock:
-            self._write()
-
     def _write_aside(self) -> None:
-        """Make durable what the last manifest keeps, so that the next one need not; see ``_write_quietly``."""
+        """Make durable what no file has, so that the next manifest need not keep it.
+
+        A failure is not reported; the next snapshot tries again and reports it.
+        """
         with contextlib.suppress(OSError), self._lock:
             self._write_durably()
 
