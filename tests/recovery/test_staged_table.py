@@ -13,7 +13,7 @@ from tests.support.plans import DAY
 from unskew.features.errors import StoreUnavailable
 from unskew.sinks.aside import Aside
 from unskew.sinks.tables.layout import INSTANT, published_files, read_coverage
-from unskew.sinks.tables.parquet import KEPT_PARTS, StagedTable, rows_of
+from unskew.sinks.tables.parquet import KEPT_BYTES, KEPT_PARTS, StagedTable, rows_of
 
 N_ROWS = 12
 ROWS_PER_EPOCH = 4
@@ -241,9 +241,21 @@ def _full(_: int) -> None:
     raise OSError(28, "No space left on device")
 
 
+def test_rows_that_a_state_holds_compressed_come_back(tmp_path):
+    table, _ = Run(tmp_path, "kept, never").table()
+    table.append(rows(range(100_000)).with_columns(t=pl.lit(DAY).cast(INSTANT)))
+    state = pickle.dumps(table.kept())
+    assert len(state) < 100_000 * 16 / 1.5
+
+    arguments: Any = {"day_column": "t", "sequence_column": "n", "metadata": {}}
+    StagedTable(tmp_path, "p0", saved=pickle.loads(state), **arguments)
+
+    assert published(tmp_path) == list(range(100_000))
+
+
 def test_many_rows_are_staged(tmp_path):
     table, _ = Run(tmp_path, "kept, never").table()
-    table.append(rows(range(100_000)))
+    table.append(rows(range(KEPT_BYTES // 16 + 1)))
 
     assert table.kept() is None
 

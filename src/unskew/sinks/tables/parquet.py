@@ -55,8 +55,8 @@ from unskew.sinks.objects import ObjectPath
 from unskew.sinks.tables import checksum, layout
 from unskew.sinks.tables.publication import ByCoverage, ByRename, Publication
 
-KEPT_BYTES = 1 << 20
-"""A state holds at most about so many bytes of rows of a table; more are staged in files."""
+KEPT_BYTES = 1 << 23
+"""A state holds rows of a table that have at most about so many bytes uncompressed; more are staged in files."""
 KEPT_PARTS = 8
 """So many epochs may wait to be published; then the flow waits for the disk."""
 _NEXT = "next"
