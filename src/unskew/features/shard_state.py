@@ -40,7 +40,7 @@ _FREED_AT_ONCE = 1 << 23
 _MIN_TEXTS = 1024
 FEW_ROWS = 1_000
 """Fewer rows of a step stay words; making a frame of many at once costs less than copying them."""
-_MOST_ROW_WORDS = 500_000
+_MOST_ROW_WORDS = 2_000_000
 _INSTANT = pl.Datetime("us", "UTC")
 _CAUSES = pl.Series("cause", ["hop", "event"])
 

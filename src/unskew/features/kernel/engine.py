@@ -287,9 +287,13 @@ def _expire(program, state, window, values):
         chunk = following
     state.window_next[window] = w.FOREVER
     if state.window_tiles[window] > 0:
-        number += 1
-        while state.ring[windows[window, w.W_RING] + number % windows[window, w.W_RING_SIZE]] == w.NONE:
+        end = windows[window, w.W_RING] + windows[window, w.W_RING_SIZE]
+        while True:
             number += 1
+            # Dividing again for each of many empty buckets would take longer than all else here.
+            bucket = bucket + 1 if bucket + 1 < end else windows[window, w.W_RING]
+            if state.ring[bucket] != w.NONE:
+                break
         state.window_next[window] = number
 
 

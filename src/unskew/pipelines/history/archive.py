@@ -341,7 +341,8 @@ class Archive:
     ) -> Iterator[pl.DataFrame]:
         within = self._within(partition, begin, end)
         if len(files) > 1 or files[0].last - files[0].first < BATCH_ROWS:
-            rows = self._scanned(files, columns, within)
+            # Nearly all of it is wanted, and a filter of rows in memory costs less than one of each file as it is read.
+            rows = self._scanned(files, columns).filter(within)
             if rows.height:
                 yield rows
             return
@@ -354,12 +355,14 @@ class Archive:
             if rows.height:
                 yield rows
 
-    def _scanned(self, files: Sequence[TableFile], columns: Sequence[str], where: pl.Expr) -> pl.DataFrame:
-        return answer(
-            files,
-            lambda file: file.path,
-            lambda ones: scanned([one.path for one in ones], self.stream, columns).filter(where).collect(),
-        )
+    def _scanned(
+        self, files: Sequence[TableFile], columns: Sequence[str], where: pl.Expr | None = None
+    ) -> pl.DataFrame:
+        def read(ones: Sequence[TableFile]) -> pl.DataFrame:
+            found = scanned([one.path for one in ones], self.stream, columns)
+            return (found if where is None else found.filter(where)).collect()
+
+        return answer(files, lambda file: file.path, read)
 
 
 def columns_of(view: ViewPlan) -> list[str]:
