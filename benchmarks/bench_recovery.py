@@ -11,7 +11,6 @@ which include its imports. ``--beside SRC`` makes each with the package of anoth
 """
 
 import argparse
-import resource
 import shutil
 import statistics
 import subprocess
@@ -140,7 +139,9 @@ def restart(folder: Path) -> None:
     began = time.perf_counter()
     state, _ = restored(Changelogs(folder), the_view(), SHARD, manifest)
     seconds = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    # What ``getrusage`` says is at least the memory of the process that started this one.
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    peak = int(status["VmHWM"].split()[0]) / 1e3
     print(
         f"state of {len(state):,} entities and {state.n_tiles:,} tiles back in {seconds:.1f} s; "
         f"the process took {peak:,.0f} MB at most"
