@@ -1,24 +1,24 @@
 """Measure the cost of an epoch's end and of a restart with many entities: one shard and its changelog on a real disk.
 
-    python benchmarks/bench_recovery.py [--entities 1_000_000] [--epochs 30] [--folder DIR]
+    python benchmarks/bench_recovery.py [--entities 1_000_000] [--epochs 30] [--folder DIR] [--beside SRC]
 
 The features are count, sum and max of a float over one window of an hour in hops of six minutes, so that an entity has
 ten live tiles. Events are spread uniformly over the entities: first so many per hour that every tile exists, then
 20,000 per second of event time in polls of 2,000 at that pace, with the end of an epoch every five seconds. "Stall" is
 the wall time of ``Shard.to_snapshot``, during which the flow stands still, shown with the longest kernel steps; "whole
-state" is the time that writing the whole state would take instead. The restart is in its own process and includes its
-imports.
+state" is the time that writing the whole state would take instead. There are several restarts, each in its own process,
+which include its imports. ``--beside SRC`` makes each with the package of another checkout's ``src`` too, in turns.
 """
 
 import argparse
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import polars as pl
 from workload import SCHEMA
@@ -35,6 +35,7 @@ START_US = 1_600_000_000_000_000
 HOP_US = 360_000_000
 RATE, EPOCH_S, POLL = 20_000, 5, 2_000
 SHARD = "p0.0"
+N_RESTARTS = 5
 
 
 def the_view() -> ViewPlan:
@@ -111,20 +112,40 @@ def measure(n_entities: int, n_epochs: int, folder: Path) -> None:
         f"on disk at most {max(written) / 1e6:,.0f} MB"
     )
     print(f"whole state instead: {whole / 1e6:,.0f} MB, {whole_s * 1e3:,.0f} ms in memory alone")
-    manifest = msgspec.json.decode(saved["changelog"], type=Manifest)
-    (folder / "manifest.json").write_bytes(saved["changelog"])
+    manifest = Manifest.from_bytes(saved["changelog"])
+    (folder / "manifest").write_bytes(saved["changelog"])
     changelogs.close()
     print(f"restart applies {manifest.since_base:,} events to a base of {manifest.base_bytes / 1e6:,.0f} MB")
-    began = time.perf_counter()
-    subprocess.run([sys.executable, __file__, "--restart", str(folder)], check=True)
-    print(f"restart, the process included: {time.perf_counter() - began:.1f} s")
+
+
+def show_restarts(folder: Path, beside: Path | None) -> None:
+    """Restart several times in a process of its own, in turns with another checkout, and print what it takes."""
+    seconds: dict[Path | None, list[float]] = {None: [], **({} if beside is None else {beside: []})}
+    for _ in range(N_RESTARTS):
+        for src, its in seconds.items():
+            words = [] if src is None else ["env", f"PYTHONPATH={src.resolve()}"]
+            began = time.perf_counter()
+            subprocess.run([*words, sys.executable, __file__, "--restart", str(folder)], check=True)
+            its.append(time.perf_counter() - began)
+    for src, its in seconds.items():
+        print(
+            f"restart, the process included{'' if src is None else f', {src}'}: "
+            f"{statistics.median(its):.1f} s ({min(its):.1f} to {max(its):.1f})"
+        )
 
 
 def restart(folder: Path) -> None:
-    manifest = msgspec.json.decode((folder / "manifest.json").read_bytes(), type=Manifest)
+    manifest = Manifest.from_bytes((folder / "manifest").read_bytes())
     began = time.perf_counter()
     state, _ = restored(Changelogs(folder), the_view(), SHARD, manifest)
-    print(f"state of {len(state):,} entities and {state.n_tiles:,} tiles back in {time.perf_counter() - began:.1f} s")
+    seconds = time.perf_counter() - began
+    # What ``getrusage`` says is at least the memory of the process that started this one.
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    peak = int(status["VmHWM"].split()[0]) / 1e3
+    print(
+        f"state of {len(state):,} entities and {state.n_tiles:,} tiles back in {seconds:.1f} s; "
+        f"the process took {peak:,.0f} MB at most"
+    )
 
 
 def main() -> None:
@@ -132,6 +153,7 @@ def main() -> None:
     parser.add_argument("--entities", type=int, default=1_000_000)
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--folder", type=Path, help="folder to write to; a temporary folder if not given")
+    parser.add_argument("--beside", type=Path, metavar="SRC", help="the src of another checkout")
     parser.add_argument("--restart", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.restart is not None:
@@ -140,6 +162,7 @@ def main() -> None:
     folder = given.folder or Path(tempfile.mkdtemp())
     try:
         measure(given.entities, given.epochs, folder / "changelog")
+        show_restarts(folder / "changelog", given.beside)
     finally:
         shutil.rmtree(folder / "changelog", ignore_errors=True)
 

@@ -1,6 +1,7 @@
 """Measure online reads: one entity and 100, of 20 features of one view and of three views at once.
 
-    python benchmarks/bench_serving.py [--reads 200] [--rounds 10] [--shards 8] [--feast-python .venv-feast/bin/python]
+    python benchmarks/bench_serving.py [--reads 200] [--rounds 10] [--shards 8] [--sdk]
+        [--feast-python .venv-feast/bin/python]
 
 Three views of 20 features each over 5 windows, 8,000 entities, written to a Valkey on this machine by the pipeline's
 writer. In turns, in rounds, each read is made by the SDK (``get_online_features(...).to_dict()``), by redis-py alone
@@ -11,7 +12,7 @@ process of its own. Every value of the SDK is compared with the other two.
 Prints p50 and p99 of all reads in milliseconds, and the processor time of one read in this process. Then the same
 over HTTP: ``unskew serve``, a server that answers as many bytes without reading anything (``bare_http.py``: what HTTP
 alone costs) and, with ``--feast-python``, ``feast serve``, each one process, asked over 1 and 16 connections by a
-client in another process. Last, three on-demand features that read two features of a view.
+client in another process; not with ``--sdk``. Last, three on-demand features that read two features of a view.
 """
 
 import argparse
@@ -70,6 +71,7 @@ CHECKOUT = OnDemand(
         Derived("amount_to_mean", "amount * first:first_count_30d / first:first_sum_30d", default=0.0),
     ],
 )
+ON_DEMAND = [f"checkout:{feature.name}" for feature in CHECKOUT.features]
 
 
 def definitions() -> Plan:
@@ -232,11 +234,49 @@ def show_bytes(client: redis.Redis, before: int) -> None:
     )
 
 
+def show_http(
+    plan: Plan, url: str, folder: Path, random: np.random.Generator, feast: Feast | None, feast_python: str
+) -> None:
+    serve = [sys.executable, "-m", "unskew", "serve", "--redis-url", url, "--listen", "PORT"]
+    for n_entities in (1, 100):
+        body = {
+            "entities": {"user": random.integers(0, N_USERS, n_entities).tolist()},
+            "features": [f"{VIEWS[0]}:{output.name}" for output in plan.views[VIEWS[0]].outputs],
+        }
+        print(f"over HTTP, {n_entities} x 20, unskew serve:")
+        n_bytes = over_http(folder, serve, body)
+        print(f"over HTTP, {n_bytes:,} bytes, nothing read:")
+        over_http(folder, [sys.executable, str(HERE / "bare_http.py"), "PORT", str(n_bytes)], body)
+        if feast is not None:
+            print(f"over HTTP, {n_entities} x 20, feast serve:")
+            command = [
+                str(Path(feast_python).with_name("feast")),
+                "serve",
+                "--port",
+                "PORT",
+                "--no-access-log",
+                # Its worker would begin again after 1,000 requests, in the middle of the measurement.
+                "--max-requests",
+                "0",
+            ]
+            over_http(folder, command, body, cwd=feast.repo)
+    for n_entities in (1, 100):
+        columns = {name: [value] * n_entities for name, value in INPUTS.items()}
+        body = {
+            "entities": {"user": random.integers(0, N_USERS, n_entities).tolist(), **columns},
+            "features": ON_DEMAND,
+            "now": "2026-03-01T12:00:00Z",
+        }
+        print(f"over HTTP, {n_entities} x {len(ON_DEMAND)} on-demand features, unskew serve:")
+        over_http(folder, serve, body)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reads", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--shards", type=int, default=8)
+    parser.add_argument("--sdk", action="store_true", help="leave HTTP out")
     parser.add_argument("--feast-python")
     options = parser.parse_args()
     plan = definitions()
@@ -282,49 +322,18 @@ def main() -> None:
             print(f"{n_entities} x {len(references)} features of {len(views)} view(s), {options.shards} shards:")
             for name in answers:
                 show(name, seconds[name], cpu_s.get(name))
-        on_demand = [f"checkout:{feature.name}" for feature in CHECKOUT.features]
         for n_entities in (1, 100):
             rows = [{"user": user, **INPUTS} for user in random.integers(0, N_USERS, n_entities).tolist()]
             seconds_each: list[float] = []
             for _ in range(options.reads * options.rounds):
                 began = time.perf_counter()
-                store.get_online_features(on_demand, rows).to_dict()
+                store.get_online_features(ON_DEMAND, rows).to_dict()
                 seconds_each.append(time.perf_counter() - began)
-            print(f"{n_entities} x {len(on_demand)} on-demand features:")
+            print(f"{n_entities} x {len(ON_DEMAND)} on-demand features:")
             show("unskew", seconds_each, None)
         store.close()
-        serve = [sys.executable, "-m", "unskew", "serve", "--redis-url", server.url, "--listen", "PORT"]
-        for n_entities in (1, 100):
-            body = {
-                "entities": {"user": random.integers(0, N_USERS, n_entities).tolist()},
-                "features": [f"{VIEWS[0]}:{output.name}" for output in plan.views[VIEWS[0]].outputs],
-            }
-            print(f"over HTTP, {n_entities} x 20, unskew serve:")
-            n_bytes = over_http(Path(folder), serve, body)
-            print(f"over HTTP, {n_bytes:,} bytes, nothing read:")
-            over_http(Path(folder), [sys.executable, str(HERE / "bare_http.py"), "PORT", str(n_bytes)], body)
-            if feast is not None:
-                print(f"over HTTP, {n_entities} x 20, feast serve:")
-                command = [
-                    str(Path(options.feast_python).with_name("feast")),
-                    "serve",
-                    "--port",
-                    "PORT",
-                    "--no-access-log",
-                    # Its worker would begin again after 1,000 requests, in the middle of the measurement.
-                    "--max-requests",
-                    "0",
-                ]
-                over_http(Path(folder), command, body, cwd=feast.repo)
-        for n_entities in (1, 100):
-            columns = {name: [value] * n_entities for name, value in INPUTS.items()}
-            body = {
-                "entities": {"user": random.integers(0, N_USERS, n_entities).tolist(), **columns},
-                "features": on_demand,
-                "now": "2026-03-01T12:00:00Z",
-            }
-            print(f"over HTTP, {n_entities} x {len(on_demand)} on-demand features, unskew serve:")
-            over_http(Path(folder), serve, body)
+        if not options.sdk:
+            show_http(plan, server.url, Path(folder), random, feast, options.feast_python)
         if feast is not None:
             feast.close()
 

@@ -1,16 +1,20 @@
 """The bytes of a shard's state: changing them is a decision, and needs a new layout number."""
 
 import hashlib
+import io
 import json
 import struct
 import zlib
 
+import numpy as np
 import polars as pl
 import pytest
 
 from tests.support.plans import MINUTE, SECOND, Wanted, closed, lifetime, local_day, sessions, sliding, view
 from unskew.features.errors import LayoutError
 from unskew.features.evaluate import evaluate
+from unskew.features.kernel import sealed as module
+from unskew.features.kernel.sealed import seal, unseal
 from unskew.features.plan import Parameters, ViewPlan
 from unskew.features.shard_state import ShardState
 
@@ -114,6 +118,28 @@ def test_bytes_restore_to_the_same_bytes(plan: ViewPlan) -> None:
     data = _state(plan).to_bytes()
 
     assert ShardState.from_bytes(plan, "h0", data).to_bytes() == data
+
+
+@pytest.mark.parametrize("plan", [VIEW, RICH, SESSIONS], ids=["sums", "multisets", "sessions"])
+@pytest.mark.parametrize("at_once", [1, 100])
+def test_tiles_that_are_read_in_several_pieces_are_the_same(plan: ViewPlan, at_once: int, monkeypatch) -> None:
+    data = _state(plan).to_bytes()
+    monkeypatch.setattr(module, "_READ_AT_ONCE", at_once)
+    restored = ShardState.from_bytes(plan, "h0", data)
+
+    assert restored.to_bytes() == data
+    assert restored.without(lambda keys: keys == "nobody").to_bytes() == data
+
+
+def test_a_state_that_became_shorter_while_it_was_read_is_a_layout_error() -> None:
+    file = io.BytesIO(seal(b"unskew\0T", 1, {}, {"words": np.arange(9)}))
+    _, arrays, left = unseal(file, b"unskew\0T", 1, "a state", leave=["words"])
+    assert not arrays
+    assert [piece.tolist() for piece in left["words"]] == [[*range(9)]]
+    file.truncate(100)
+
+    with pytest.raises(LayoutError, match="a state: checksum"):
+        list(left["words"])
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ class ShardState:
         """
         result = cls(view, shard, notes_closings=notes_closings)
         if view.sessions is not None:
-            _, parts = unseal(data, _MAGIC, LAYOUT, f"state of {view.id} in shard {shard}")
+            parts = unseal(data, _MAGIC, LAYOUT, f"state of {view.id} in shard {shard}").arrays
             result._sessions = cls.from_bytes(view.sessions, shard, parts["sessions"].data, notes_closings=True)
             data = parts["state"].data
         result._restore(state_bytes.unpack(data, view, shard))
@@ -110,7 +110,8 @@ class ShardState:
 
     def _restore(self, stored: state_bytes.Stored) -> None:
         self.seq, self.since_us = stored.seq, stored.since_us
-        rows = self._rows_of(stored.keys, len(stored.tiles.entity))
+        # With room for as many again: else the first events would copy all tiles. Memory that is not used is not taken.
+        rows = self._rows_of(stored.keys, 2 * len(stored.tiles.entity))
         self._texts = Directory.of_rows(stored.text_lengths, stored.text_bytes)
         self._show_texts()
         n_items = len(stored.tiles.items)
@@ -161,9 +162,11 @@ class ShardState:
         Freeing hundreds of megabytes at once would block every thread of the process for as long as that takes.
         """
         for array in self._state:
-            while array.flags.owndata and array.nbytes > _FREED_AT_ONCE:
-                n_rows = len(array) - max(1, len(array) * _FREED_AT_ONCE // array.nbytes)
-                array.resize((n_rows, *array.shape[1:]), refcheck=False)
+            # Rows of whole cache lines are a part of what owns their memory.
+            owner = array if array.base is None else array.base
+            while owner.nbytes > _FREED_AT_ONCE:
+                n_rows = len(owner) - max(1, len(owner) * _FREED_AT_ONCE // owner.nbytes)
+                owner.resize((n_rows, *owner.shape[1:]), refcheck=False)
 
     @property
     def clock_us(self) -> int | None:
@@ -673,7 +676,7 @@ def _without(stored: state_bytes.Stored, gone: Callable[[pl.Series], pl.Series])
             entity=number[tiles.entity[tile_stays]].astype(np.int32),
             window=tiles.window[tile_stays],
             number=tiles.number[tile_stays],
-            words=tiles.words[tile_stays],
+            words=[np.concatenate([words.copy() for words in tiles.words])[tile_stays]],
             items=items,
         ),
     )

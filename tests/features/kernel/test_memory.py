@@ -4,6 +4,7 @@ import polars as pl
 import pytest
 
 from tests.support.plans import DAY, MINUTE, SECOND, Wanted, closed, events, local_day, session, sessions, sliding, view
+from unskew.features import shard_state
 from unskew.features.evaluate import evaluate
 from unskew.features.plan import ViewPlan
 from unskew.features.shard_state import ShardState
@@ -104,3 +105,28 @@ def test_many_items_of_a_tile_come_back_as_they_lay(window):
     data = state.to_bytes()
 
     assert ShardState.from_bytes(state.view, "h0", data).to_bytes() == data
+
+
+def test_a_state_that_comes_back_has_room_for_the_next_tiles():
+    state = ShardState(rich(sliding(DAY, MINUTE)), "h0")
+    for minute in range(60):
+        apply(state, [f"t{i}" for i in range(7)], START + minute * MINUTE)
+    restored = ShardState.from_bytes(state.view, "h0", state.to_bytes())
+    tiles, n_before = restored._state.tiles, restored.n_tiles
+    apply(restored, ["next"], START + 60 * MINUTE)
+
+    # More than there is room for at the beginning.
+    assert 256 < n_before < restored.n_tiles
+    assert restored._state.tiles is tiles
+
+
+def test_a_state_that_is_dissolved_holds_no_large_memory(monkeypatch):
+    monkeypatch.setattr(shard_state, "_FREED_AT_ONCE", 10_000)
+    state = ShardState(rich(sliding(5 * MINUTE, MINUTE)), "h0")
+    apply(state, [f"t{i}" for i in range(500)], START)
+    owners = [array if array.base is None else array.base for array in state._state]
+    before = sum(owner.nbytes for owner in owners)
+    state.dissolve()
+
+    assert before > 10_000 * len(owners)
+    assert all(owner.nbytes <= 10_000 for owner in owners)

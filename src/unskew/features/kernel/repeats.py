@@ -202,7 +202,7 @@ class Repeats:
     def from_bytes(cls, view: ViewPlan, shard: str, data: bytes) -> "Repeats":
         """Read what ``to_bytes`` wrote. Raises ``LayoutError`` if it is damaged or belongs to another definition."""
         what = f"ids of {view.id} in shard {shard}"
-        header, arrays = unseal(data, MAGIC, LAYOUT, what)
+        header, arrays, _ = unseal(data, MAGIC, LAYOUT, what)
         if (header["view"], header["shard"], header["fingerprint"]) != (view.id, shard, view.state_fingerprint):
             raise LayoutError(
                 f"{what}: written for {header['view']} in shard {header['shard']} with another definition "

@@ -15,8 +15,8 @@ import json
 import math
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +39,7 @@ def sealed(
     yield head
     for array in arrays.values():
         if array.size:
-            piece = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+            piece = _bytes_of(np.ascontiguousarray(array))
             checksum = zlib.crc32(piece, checksum)
             yield piece
     yield _CHECKSUM.pack(checksum)
@@ -50,13 +50,48 @@ def seal(magic: bytes, layout: int, header: Mapping[str, Any], arrays: Mapping[s
     return b"".join(sealed(magic, layout, header, arrays))
 
 
-def unseal(
-    source: bytes | memoryview | BinaryIO, magic: bytes, layout: int, what: str
-) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
-    """Return the header and the arrays, which own their memory.
+class Rows:
+    """The rows of an array that stays where it is stored; iterated, it gives some of them at a time.
 
-    ``source``: the bytes, or a file that contains nothing else, which is read piece by piece. Raises ``LayoutError`` if
-    the bytes are damaged or of another layout.
+    A piece is valid until the next one. There is at least one, which may have no rows. Raises ``LayoutError`` if what
+    is stored has become shorter.
+    """
+
+    def __init__(self, stream: BinaryIO, kind: np.dtype[Any], shape: tuple[int, ...], what: str) -> None:
+        self._stream = stream
+        self._place = stream.tell()
+        self._kind = kind
+        self._shape = shape
+        self._what = what
+
+    def __iter__(self) -> Iterator[npt.NDArray[Any]]:
+        n_rows, *inner = self._shape
+        at_once = max(1, _READ_AT_ONCE // max(1, self._kind.itemsize * math.prod(inner)))
+        held = np.empty((min(n_rows, at_once), *inner), self._kind)
+        self._stream.seek(self._place)
+        for first in range(0, max(n_rows, 1), at_once):
+            piece = held[: n_rows - first]
+            if self._stream.readinto(_bytes_of(piece)) != piece.nbytes:  # type: ignore[attr-defined]
+                raise _damaged(self._what)
+            yield piece
+
+
+class Unsealed(NamedTuple):
+    """``arrays``: those that were read, which own their memory. ``left``: those that were only checked."""
+
+    header: dict[str, Any]
+    arrays: dict[str, npt.NDArray[Any]]
+    left: dict[str, Rows]
+
+
+def unseal(
+    source: bytes | memoryview | BinaryIO, magic: bytes, layout: int, what: str, *, leave: Collection[str] = ()
+) -> Unsealed:
+    """Return the header and the arrays.
+
+    ``source``: the bytes, or a file that contains nothing else, which is read piece by piece. ``leave``: the arrays
+    that are not kept in memory, but read again from the source. Raises ``LayoutError`` if the bytes are damaged or of
+    another layout.
     """
     stream = io.BytesIO(source) if isinstance(source, (bytes, memoryview)) else source
     n_bytes = stream.seek(0, io.SEEK_END)
@@ -77,18 +112,34 @@ def unseal(
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(what) from error
     arrays: dict[str, npt.NDArray[Any]] = {}
+    left: dict[str, Rows] = {}
     for name, kind, shape in described:
-        arrays[name] = np.empty(shape, kind)
-        whole = arrays[name].reshape(-1).view(np.uint8)
-        for begin in range(0, len(whole), _READ_AT_ONCE):
-            part = whole[begin : begin + _READ_AT_ONCE].data
-            # All other threads run meanwhile; a mapped file would block their requests for memory until the disk has
-            # answered.
-            stream.readinto(part)  # type: ignore[attr-defined]
-            checksum = zlib.crc32(part, checksum)
+        if name in leave:
+            left[name] = Rows(stream, kind, shape, what)
+            pieces: Iterable[npt.NDArray[Any]] = left[name]
+        else:
+            arrays[name] = np.empty(shape, kind)
+            pieces = _read(stream, arrays[name])
+        for piece in pieces:
+            checksum = zlib.crc32(_bytes_of(piece), checksum)
     if checksum != _CHECKSUM.unpack(stream.read(_CHECKSUM.size))[0]:
         raise _damaged(what)
-    return header, arrays
+    return Unsealed(header, arrays, left)
+
+
+def _read(stream: BinaryIO, into: npt.NDArray[Any]) -> Iterator[npt.NDArray[np.uint8]]:
+    """Fill an array, and yield each part of it while it is in the processor's cache."""
+    whole = into.reshape(-1).view(np.uint8)
+    for begin in range(0, len(whole), _READ_AT_ONCE):
+        part = whole[begin : begin + _READ_AT_ONCE]
+        # All other threads run meanwhile; a mapped file would block their requests for memory until the disk has
+        # answered.
+        stream.readinto(part.data)  # type: ignore[attr-defined]
+        yield part
+
+
+def _bytes_of(array: npt.NDArray[Any]) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data
 
 
 def _described(text: bytes, n_bytes: int) -> tuple[dict[str, Any], list[tuple[str, np.dtype[Any], tuple[int, ...]]]]:

@@ -17,7 +17,7 @@ Arrays, with n entities, m tiles, k touched entities, v words of values, w words
 Totals, lists and rings are rebuilt from these.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -57,6 +57,27 @@ class Tiles(NamedTuple):
     items: npt.NDArray[np.int64]
 
 
+class StoredTiles(NamedTuple):
+    """Such tiles as they are stored; ``words``: some rows at a time, because they are most of a state."""
+
+    entity: npt.NDArray[np.int32]
+    window: npt.NDArray[np.int32]
+    number: npt.NDArray[np.int64]
+    words: Iterable[npt.NDArray[np.int64]]
+    items: npt.NDArray[np.int64]
+
+    def pieces(self) -> Iterator[Tiles]:
+        """Yield all tiles in their order; the numbers of tiles in ``items`` are those of the piece."""
+        first = 0
+        for words in self.words:
+            last = first + len(words)
+            begin, end = np.searchsorted(self.items[:, I_TILE], (first, last))
+            items = self.items[begin:end].copy()
+            items[:, I_TILE] -= first
+            yield Tiles(self.entity[first:last], self.window[first:last], self.number[first:last], words, items)
+            first = last
+
+
 class Stored(NamedTuple):
     """The content that ``unpack`` found."""
 
@@ -69,7 +90,7 @@ class Stored(NamedTuple):
     values: npt.NDArray[np.int64]
     present: npt.NDArray[np.int64]
     changed_at: npt.NDArray[np.int64]
-    tiles: Tiles
+    tiles: StoredTiles
     touched: npt.NDArray[np.int64]
     text_lengths: npt.NDArray[np.int32]
     text_bytes: npt.NDArray[np.uint8]
@@ -215,12 +236,12 @@ def pack(
 
 
 def unpack(data: bytes | memoryview | BinaryIO, view: ViewPlan, shard: str) -> Stored:
-    """Read a state's bytes back.
+    """Read a state's bytes back; those of its tiles are read again as ``restore`` takes them.
 
     Raises ``LayoutError`` if they are damaged, of another layout or of another definition.
     """
     where = f"state of {view.id} in shard {shard}"
-    header, arrays = unseal(data, MAGIC, LAYOUT, where)
+    header, arrays, left = unseal(data, MAGIC, LAYOUT, where, leave=("tile_words",))
     if header["fingerprint"] != view.state_fingerprint or header["view"] != view.id or header["shard"] != shard:
         raise LayoutError(
             f"{where}: written for {header['view']} in shard {header['shard']} with another definition "
@@ -237,11 +258,11 @@ def unpack(data: bytes | memoryview | BinaryIO, view: ViewPlan, shard: str) -> S
         values=arrays["values"],
         present=arrays["present"],
         changed_at=arrays["changed_at"],
-        tiles=Tiles(
+        tiles=StoredTiles(
             entity=arrays["tile_entity"],
             window=arrays["tile_window"],
             number=arrays["tile_number"],
-            words=arrays["tile_words"],
+            words=left["tile_words"],
             items=arrays["items"],
         ),
         touched=arrays["touched"],
@@ -259,7 +280,8 @@ def restore(stored: Stored, program: Program, state: State, rows: npt.NDArray[np
     state.late_by[:] = stored.late_by
     # The clock decides in which bucket a tile hangs: that of the next thing that happens to it.
     state.scalars[w.S_CLOCK] = stored.clock
-    _hang(program, state, rows, *stored.tiles)
+    for tiles in stored.tiles.pieces():
+        _hang(program, state, rows, *tiles)
     count = len(stored.touched)
     state.touched[:count] = stored.touched
     state.touched[:count, w.T_ROW] = rows[stored.touched[:, w.T_ROW]]
