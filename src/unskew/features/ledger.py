@@ -1,6 +1,7 @@
 """The ledger of late events: how many events of a view came too late for each window, and by how much."""
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -47,12 +48,15 @@ NOTHING_LATE = Ledger()
 
 def ledger_of(updates: Updates) -> Ledger:
     """Return one shard's ledger after a step."""
-    found = zip(updates.late_total, updates.late_by_us, updates.late_histogram, strict=False)
-    return Ledger(
-        windows=tuple(
-            LateEvents(events=events, worst_us=worst_us, histogram=histogram) for events, worst_us, histogram in found
-        ),
-        duplicates=updates.duplicates_total,
+    return Ledger(windows=_windows(updates.late_by_us, updates.late_histogram), duplicates=updates.duplicates_total)
+
+
+@lru_cache(maxsize=1024)
+def _windows(late_by_us: tuple[int, ...], histograms: tuple[tuple[int, ...], ...]) -> tuple[LateEvents, ...]:
+    """Return the late events of each window; those of most steps are those of the step before."""
+    found = zip(late_by_us, histograms, strict=False)
+    return tuple(
+        LateEvents(events=sum(histogram), worst_us=worst_us, histogram=histogram) for worst_us, histogram in found
     )
 
 

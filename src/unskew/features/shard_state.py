@@ -44,6 +44,9 @@ _MOST_ROW_WORDS = 2_000_000
 _INSTANT = pl.Datetime("us", "UTC")
 _CAUSES = pl.Series("cause", ["hop", "event"])
 
+_Late = tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]
+"""Late events by window and lateness, and the greatest lateness by window."""
+
 
 class ShardState:
     """All entities of a view in one shard; owns its arrays.
@@ -77,6 +80,10 @@ class ShardState:
         # Most steps of a quiet shard change nothing, so their frames without rows are made once.
         self._no_closed: StepRows | None = None
         self._no_current: StepRows | None = None
+        # As most steps change no count of late events either.
+        self._late_words = b""
+        self._late_shown: _Late = (), ()
+        self._newcomers: Keys | None = None
         self._numbers_of = np.empty(0, np.int32)
         self._scratch = np.empty_like(self._empty)
         self.directory = Directory()
@@ -210,10 +217,10 @@ class ShardState:
         """
         if self._is_quiet(events, clock_us):
             return self._unchanged(clock_us)
-        late_before, _ = self.late_events()
+        before, _ = self._late()
         chunks: list[StepRows] = []
         self._run(self._own_events(events, clock_us), clock_us, lambda rows: chunks.append(self._closed(rows)))
-        late, late_by = self.late_events()
+        late, late_by = self._late()
         updates = Updates(
             view=self.view,
             shard=self.shard,
@@ -221,9 +228,9 @@ class ShardState:
             since_us=self.since_us,
             closed_rows=_in_one(chunks) if chunks else self._nothing_closed(),
             current_rows=self._current(),
-            late=tuple((late - late_before).sum(axis=1).tolist()),
-            late_by_us=tuple(late_by.tolist()),
-            late_histogram=tuple(tuple(window) for window in late.tolist()),
+            late=tuple(sum(now) - sum(then) for now, then in zip(late, before, strict=True)),
+            late_by_us=late_by,
+            late_histogram=late,
         )
         self._forget()
         return updates
@@ -247,7 +254,7 @@ class ShardState:
         assert self._no_current is not None
         scalars = self._state.scalars
         scalars[w.S_CLOCK] = max(int(scalars[w.S_CLOCK]), clock_us)
-        late, late_by = self._state.late, self._state.late_by
+        late, late_by = self._late()
         return Updates(
             view=self.view,
             shard=self.shard,
@@ -256,8 +263,8 @@ class ShardState:
             closed_rows=self._no_closed,
             current_rows=self._no_current,
             late=(0,) * len(late),
-            late_by_us=tuple(late_by.tolist()),
-            late_histogram=tuple(map(tuple, late.tolist())),
+            late_by_us=late_by,
+            late_histogram=late,
         )
 
     def replay(self, events: pl.DataFrame | None, clock_us: int) -> None:
@@ -285,7 +292,7 @@ class ShardState:
             state.dirty[: len(chosen)] = chosen
             state.entities[chosen, w.ENTITY_MARKS] |= w.MARK_DIRTY
             state.scalars[w.S_DIRTY] = len(chosen)
-            late, late_by = self.late_events()
+            late, late_by = self._late()
             yield Updates(
                 view=self.view,
                 shard=self.shard,
@@ -294,8 +301,8 @@ class ShardState:
                 closed_rows=self._nothing_closed(),
                 current_rows=self._current(),
                 late=(0,) * len(late),
-                late_by_us=tuple(late_by.tolist()),
-                late_histogram=tuple(tuple(window) for window in late.tolist()),
+                late_by_us=late_by,
+                late_histogram=late,
                 refill="part" if len(chosen) else "last",
             )
             if not len(chosen):
@@ -310,6 +317,14 @@ class ShardState:
             self.since_us = self._sessions.since_us
         return closed
 
+    @property
+    def newcomers(self) -> Keys | None:
+        """The entities, in the order of events, of which nothing was here before the last ones; None if there are none.
+
+        Only of a topic partitioned by the entity.
+        """
+        return self._newcomers if self._sessions is None else self._sessions.newcomers
+
     def late_events(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Return late events by window and lateness, and the greatest lateness by window.
 
@@ -319,6 +334,15 @@ class ShardState:
             return self._state.late.copy(), self._state.late_by
         inner, inner_by = self._sessions.late_events()
         return np.concatenate([self._state.late, inner]), np.concatenate([self._state.late_by, inner_by])
+
+    def _late(self) -> _Late:
+        """Return what ``late_events`` does, as ``Updates`` has it."""
+        late, late_by = self.late_events()
+        words = late.tobytes() + late_by.tobytes()
+        if words != self._late_words:
+            self._late_words = words
+            self._late_shown = tuple(map(tuple, late.tolist())), tuple(late_by.tolist())
+        return self._late_shown
 
     def _run(self, events: pl.DataFrame | None, clock_us: int, take: Callable[[Rows], None]) -> None:
         """Apply events and move the clock; call ``take`` with closed rows, as many at a time as there is space for."""
@@ -384,23 +408,23 @@ class ShardState:
             )  # fmt: skip
         filters = np.empty((n_filters, events.height), np.bool_)
         for index in range(n_filters):
-            filters[index] = events[f"f{index}"].to_numpy()
+            filters[index] = events.get_column(f"f{index}").to_numpy()
         numbers = np.empty((n_columns, events.height), np.int64)
         known = np.ones((n_columns, events.height), np.bool_)
         columns = {
-            name: read_only(np.ascontiguousarray(events[name].to_numpy(), np.int64))
+            name: read_only(np.ascontiguousarray(events.get_column(name).to_numpy(), np.int64))
             for name in ("effective", "arrival", "event_time", "partition", "offset")
         }
         for index, wanted in enumerate(self._columns):
             if wanted.value < 0:
                 numbers[index] = columns["effective"]
                 continue
-            values = events[f"v{wanted.value}"]
+            values = events.get_column(f"v{wanted.value}")
             if values.null_count():
                 known[index] = values.is_not_null().to_numpy()
                 values = values.fill_null("" if values.dtype == pl.String() else 0)
             numbers[index] = self._numbers(index, wanted, values)
-        rows = self._rows_of(Keys.of(events["key"]), events.height * len(self.view.windows))
+        rows = self._rows_of(Keys.of(events.get_column("key")), events.height * len(self.view.windows))
         self._reserve(events.height)
         return Batch(rows=rows, filters=filters, numbers=numbers, known=known, **columns)
 
@@ -465,7 +489,12 @@ class ShardState:
         free = tiles - int(self._state.scalars[w.S_TILES])
         if n_tiles > free:
             self._state = _with_tiles(self._state, max(2 * tiles, tiles + n_tiles - free))
-        reset_rows(self._program, self._state.entities, fresh, self._empty, self._empty_present)
+        # Most batches bring no new keys, and calling compiled code costs more than to look.
+        self._newcomers = None
+        if len(fresh):
+            reset_rows(self._program, self._state.entities, fresh, self._empty, self._empty_present)
+            if self.view.partitioned:
+                self._newcomers = self.directory.gather(fresh)
         return rows
 
     def _nothing_closed(self) -> StepRows:
@@ -604,9 +633,11 @@ class ShardState:
         self._state.scalars[w.S_DIRTY] = 0
 
     def _forget(self) -> None:
-        dead = np.empty(int(self._state.scalars[w.S_DEAD]), np.int32)
-        count = take_dead(self._state, dead)
-        remove_rows(self.directory.arrays, dead[:count])
+        # As in most steps: a call of compiled code costs more than to look.
+        if n_dead := int(self._state.scalars[w.S_DEAD]):
+            dead = np.empty(n_dead, np.int32)
+            count = take_dead(self._state, dead)
+            remove_rows(self.directory.arrays, dead[:count])
         if len(self._texts) > self._texts_swept_at:
             self._sweep_texts()
 

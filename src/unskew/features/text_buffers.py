@@ -21,6 +21,8 @@ def read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     numba compiles a function once for arrays that can be written and once for those that cannot. Polars and Arrow
     return either, by where the values happen to lie.
     """
+    if not array.flags.writeable:
+        return array
     shown = array.view()
     shown.flags.writeable = False
     return shown

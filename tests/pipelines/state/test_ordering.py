@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis.strategies import data, integers, lists, sampled_from
 from polars.testing import assert_frame_equal
 
-from tests.support.plans import SECOND, Wanted, events, sliding, view
+from tests.support.plans import SECOND, Wanted, events, republished, session, sessions, sliding, view
+from unskew.features.errors import LayoutError
 from unskew.features.evaluate import evaluate
 from unskew.features.shard_state import ShardState
 from unskew.features.updates import Updates
@@ -136,6 +137,55 @@ def test_a_partition_that_had_ended_and_goes_on_holds_the_others_back_from_the_b
     ]
 
     assert clocks == [200, 200, 200, 300, 300, 950]
+
+
+def by_entity(kind):
+    """A view of a topic that is partitioned by the entity."""
+    if kind == "events":
+        return republished(VIEW, partitioned=True)
+    inner = republished(
+        sessions(6 * SECOND, 2 * SECOND, Wanted("n", "count", session(6 * SECOND, 2 * SECOND))), partitioned=True
+    )
+    return republished(view(Wanted("n", "count", sliding(6 * SECOND, 2 * SECOND)), sessions=inner), partitioned=True)
+
+
+@pytest.fixture
+def partition_of(tmp_path):
+    """Makes the step of a partition's shard, with an event of a user at an instant."""
+    logs, siblings, made = Changelogs(tmp_path / "changelog"), Siblings(), {}
+
+    def take(of_view, partition, user, at_us):
+        name = f"p{partition}.0"
+        if name not in made:
+            made[name] = Shard(ShardState(of_view, name), siblings, Changelog(logs, of_view, name, None))
+        found = evaluate(of_view, events([(at_us, at_us, {"user": user})], partition=partition)).events
+        return made[name].take(Slice(of_view.id, name, partition, N, at_us, at_us, ended=False, events=found))
+
+    yield take
+    logs.close()
+
+
+@pytest.mark.parametrize("kind", ["events", "sessions"])
+def test_an_entity_does_not_come_in_a_second_partition(partition_of, kind):
+    of_view = by_entity(kind)
+    partition_of(of_view, 0, "u", SECOND)
+    partition_of(of_view, 1, "v", SECOND)
+    partition_of(of_view, 0, "u", 2 * SECOND)
+
+    with pytest.raises(LayoutError, match=r"entity u came in partition 1 \(p1\.0\) and before that in p0\.0"):
+        partition_of(of_view, 1, "u", 2 * SECOND)
+
+
+@pytest.mark.parametrize("kind", ["events", "sessions"])
+def test_an_entity_that_one_partition_has_forgotten_may_come_in_another(partition_of, kind):
+    of_view = by_entity(kind)
+    partition_of(of_view, 0, "u", SECOND)
+    partition_of(of_view, 0, "v", 100 * SECOND)
+    partition_of(of_view, 1, "u", 100 * SECOND)
+
+    for at_us in (101 * SECOND, 102 * SECOND):
+        partition_of(of_view, 0, "v", at_us)
+        partition_of(of_view, 1, "u", at_us)
 
 
 def last_of_each_key(found):

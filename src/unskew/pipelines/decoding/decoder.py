@@ -177,14 +177,15 @@ class Decoder(ABC):
             if len(rows):
                 partitions = np.repeat(np.array([poll.partition for poll in polls], np.int32), lengths)
                 rows, events = self._finish(together, partitions, rows, frame, reasons)
-        places = np.searchsorted(rows, bounds).tolist()
+        # Slicing a frame costs more than all else that a partition without events needs.
+        places = np.searchsorted(rows, bounds).tolist() if events.height and len(polls) > 1 else []
         decoded = [
             Decoded(
                 stream=poll.stream,
                 partition=poll.partition,
                 clock_us=poll.clock_us,
                 ended=poll.ended,
-                events=events if len(polls) == 1 else events[places[number] : places[number + 1]],
+                events=events[places[number] : places[number + 1]] if places else events,
                 dead=self._dead(poll, _between(reasons, int(bounds[number]), int(bounds[number + 1]))),
             )
             for number, poll in enumerate(polls)

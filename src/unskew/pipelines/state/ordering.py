@@ -142,8 +142,6 @@ class Shard:
         if self.state.view.partitioned:
             if piece.clock_us is None:
                 return self._without_clock(ended=piece.ended)
-            if piece.events is not None:
-                self._siblings.refuse_strangers(self, piece)
             return self._apply(piece.events, max(piece.clock_us, self.state.clock_us or piece.clock_us))
         self._wait(piece)
         return self._step(piece.n_partitions)
@@ -178,7 +176,9 @@ class Shard:
         if self.repeats is not None:
             events = self.repeats.drop(events, clock_us)
         updates = self.state.apply(events, clock_us)
-        if events is not None:
+        if events is not None and events.height:
+            if self.state.view.partitioned:
+                self._siblings.refuse_strangers(self, events)
             self.changelog.append(events)
         return self._completed(updates, self.dropped - before)
 
@@ -349,26 +349,25 @@ class Siblings:
         """Add a shard to those of its view and hash."""
         self._shards.setdefault(_place(shard), []).append(shard)
 
-    def refuse_strangers(self, shard: Shard, piece: Slice) -> None:
+    def refuse_strangers(self, shard: Shard, events: pl.DataFrame) -> None:
         """Raise ``LayoutError`` if an entity that is new here lives in another partition's shard of the same hash.
+
+        ``events``: those that the shard has just applied, at least one.
 
         An entity whose tiles have all left, and whose ids can no longer repeat, is forgotten there and may come back
         anywhere without harm.
         """
-        others = [other for other in self._shards[_place(shard)] if other is not shard]
-        if not others or piece.events is None or piece.events.height == 0:
+        new = shard.state.newcomers
+        if new is None:
             return
-        keys = Keys.of(piece.events["key"])
-        unknown = ~shard.state.holds(keys)
-        if not unknown.any():
-            return
-        new = keys.chosen(unknown)
-        for other in others:
+        for other in self._shards[_place(shard)]:
+            if other is shard:
+                continue
             known = other.knows(new)
             if known.any():
                 view = shard.state.view
                 raise LayoutError(
-                    f"{view.name}: entity {new.chosen(known).to_series('')[0]} came in partition {piece.partition} "
+                    f"{view.name}: entity {new.chosen(known).to_series('')[0]} came in partition {events['partition'][0]} "
                     f"({shard.state.shard}) and before that in {other.state.shard}, but stream {view.stream.name} declares "
                     f"partitioned_by {', '.join(view.stream.partitioned_by)}; partition the topic by that key, "
                     "or drop partitioned_by, and start from an empty state directory"
