@@ -119,6 +119,8 @@ class ShardState:
         self.seq, self.since_us = stored.seq, stored.since_us
         # With room for as many again: else the first events would copy all tiles. Memory that is not used is not taken.
         rows = self._rows_of(stored.keys, 2 * len(stored.tiles.entity))
+        # They are not of a batch.
+        self._newcomers = None
         self._texts = Directory.of_rows(stored.text_lengths, stored.text_bytes)
         self._show_texts()
         n_items = len(stored.tiles.items)
