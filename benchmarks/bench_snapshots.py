@@ -7,8 +7,8 @@ does: what is little is returned for the recovery store, pickled as Bytewax does
 (that work ends before the next epoch begins, and is not counted). *files* makes the same durable in files at once, as a
 pipeline does with what is much: changelogs one after the other, tables by 16 threads. Both do the same epochs, in
 turns. *thread* and *process* are processor time, of the flow's thread and of all threads; *fsyncs* are those of all
-threads meanwhile, and *store* are the bytes for the recovery store, which hold the rows of two epochs: this one and the
-one before, which is published now. What Bytewax takes to write them is not measured here, see ``bench_epochs.py``.
+threads meanwhile, and *store* are the bytes for the recovery store, which hold the rows of this epoch; those of the one
+before are in files. What Bytewax takes to write them is not measured here.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from unskew.features.shard_state import ShardState
 from unskew.pipelines.state.changelog import KEPT_BYTES, Changelog, Changelogs
 from unskew.sinks.aside import Aside
 from unskew.sinks.objects import together
-from unskew.sinks.tables.kinds import LogTable
+from unskew.sinks.tables.kinds import LogTable, append_waiting
 
 BEGAN_US = 1_700_000_000_000_000
 EPOCH_US = 5_000_000
@@ -93,6 +93,7 @@ class Side:
             for changelog, state in zip(self.changelogs, self.states, strict=True)
         ]
         if self.kept:
+            append_waiting(self.tables)
             tables = [table.kept(KEPT_BYTES) for table in self.tables]
             assert None not in tables
         else:
