@@ -37,7 +37,6 @@ class Others:
     ended: threading.Event = field(default_factory=threading.Event)
     faults: list[str] = field(default_factory=list)
     n_rounds: int = 0
-    n_merged: int = 0
     n_deleted: int = 0
     n_read: int = 0
     n_joined: int = 0
@@ -71,7 +70,7 @@ class Others:
         ):
             for table in tables(root) if root.is_dir() else ():
                 found = compact(table, limits or self.limits, now_s=time.time())
-                self.n_merged += found.files_before - found.files_after
+                # Each was merged. How many fewer there are afterwards depends on what is published meanwhile.
                 self.n_deleted += found.n_deleted
                 self.faults += [*found.notes, *found.faults]
         self.n_rounds += 1
@@ -176,7 +175,7 @@ def test_a_pipeline_that_is_compacted_while_it_runs_and_is_read_is_as_one_that_i
         run(outcome.plan, outcome.deployment, stop=threading.Event())
 
     assert others.faults == []
-    assert min(others.n_merged, others.n_deleted, others.n_read, others.n_joined) > 0
+    assert min(others.n_deleted, others.n_read, others.n_joined) > 0
     # Once more, with everything published, and nobody reading.
     others.merge(replace(limits, min_files=2))
     assert others.faults == []
