@@ -44,6 +44,9 @@ from unskew.sinks.tables.parquet import record_shards, refuse_earlier
 ROWS_PER_REFILL = 20_000
 MOST_HELD_BYTES = 1 << 26
 """The states of all tables of a process hold at most about so many bytes of rows."""
+FEW_BYTES = 1 << 20
+MOST_LARGE_BYTES = 12 << 20
+"""Tables with more than ``FEW_BYTES`` of rows go into states only until these hold so many; staging more takes less."""
 
 _Answer = TypeVar("_Answer")
 
@@ -422,9 +425,10 @@ class _ParquetPart(StatefulSinkPartition[Any, dict[str, Any]]):
         """Return, by name, the states of those tables whose rows they can hold."""
         kept: dict[str, dict[str, Any]] = {}
         self.n_held = 0
-        room = MOST_HELD_BYTES - self._sink.n_held
+        held = self._sink.n_held
         for name, table in self._tables.items():
-            state = table.kept(room - self.n_held)
+            n_held = held + self.n_held
+            state = table.kept(min(MOST_HELD_BYTES - n_held, max(FEW_BYTES, MOST_LARGE_BYTES - n_held)))
             if state is not None:
                 kept[name] = state
                 self.n_held += table.n_held
