@@ -118,9 +118,7 @@ class ShardState:
     def _restore(self, stored: state_bytes.Stored) -> None:
         self.seq, self.since_us = stored.seq, stored.since_us
         # With room for as many again: else the first events would copy all tiles. Memory that is not used is not taken.
-        rows = self._rows_of(stored.keys, 2 * len(stored.tiles.entity))
-        # They are not of a batch.
-        self._newcomers = None
+        rows, _ = self._rows_of(stored.keys, 2 * len(stored.tiles.entity))
         self._texts = Directory.of_rows(stored.text_lengths, stored.text_bytes)
         self._show_texts()
         n_items = len(stored.tiles.items)
@@ -426,7 +424,8 @@ class ShardState:
                 known[index] = values.is_not_null().to_numpy()
                 values = values.fill_null("" if values.dtype == pl.String() else 0)
             numbers[index] = self._numbers(index, wanted, values)
-        rows = self._rows_of(Keys.of(events.get_column("key")), events.height * len(self.view.windows))
+        rows, fresh = self._rows_of(Keys.of(events.get_column("key")), events.height * len(self.view.windows))
+        self._newcomers = self.directory.gather(fresh) if len(fresh) and self.view.partitioned else None
         self._reserve(events.height)
         return Batch(rows=rows, filters=filters, numbers=numbers, known=known, **columns)
 
@@ -480,8 +479,8 @@ class ShardState:
         texts = self._texts.arrays
         self._state = self._state._replace(text_records=texts.records, text_pool=texts.pool)
 
-    def _rows_of(self, keys: Keys, n_tiles: int) -> npt.NDArray[np.int32]:
-        """Return the rows of keys, and make new ones; afterwards there is room for ``n_tiles`` more tiles."""
+    def _rows_of(self, keys: Keys, n_tiles: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """Return the rows of keys, and which of them were made; afterwards there is room for ``n_tiles`` more tiles."""
         rows, fresh = self.directory.insert(keys)
         capacity = self.directory.capacity
         if capacity > len(self._state.entities):
@@ -492,12 +491,9 @@ class ShardState:
         if n_tiles > free:
             self._state = _with_tiles(self._state, max(2 * tiles, tiles + n_tiles - free))
         # Most batches bring no new keys, and calling compiled code costs more than to look.
-        self._newcomers = None
         if len(fresh):
             reset_rows(self._program, self._state.entities, fresh, self._empty, self._empty_present)
-            if self.view.partitioned:
-                self._newcomers = self.directory.gather(fresh)
-        return rows
+        return rows, fresh
 
     def _nothing_closed(self) -> StepRows:
         if self._no_closed is None:
