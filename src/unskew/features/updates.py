@@ -1,6 +1,6 @@
 """Updates: the output of one step of one shard, and the input of sinks."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
@@ -56,19 +56,12 @@ class StepRows:
         return StepRows, (self.frame(), self.first)
 
 
-def frames(steps: Iterable[StepRows]) -> Iterator[pl.DataFrame]:
-    """Yield the rows of steps as frames, in their order and as few as possible.
+def frames(steps: Sequence[StepRows]) -> list[pl.DataFrame]:
+    """Return the rows of steps as frames, in their order and as few as possible.
 
     The steps are of one view; closed rows are those of successive steps of one shard.
     """
-    for are_words, group in groupby(steps, lambda step: step.words is not None):
-        of_group = list(group)
-        held = [step.words for step in of_group if step.words is not None]
-        if are_words:
-            make = held[0][0]
-            yield from make([([words for _, words in held], of_group[0].first)])
-        else:
-            yield from (step.frame() for step in of_group if step.height)
+    return frames_of_each([steps])[0]
 
 
 def frames_of_each(shards: Sequence[Sequence[StepRows]]) -> list[list[pl.DataFrame]]:
@@ -77,22 +70,22 @@ def frames_of_each(shards: Sequence[Sequence[StepRows]]) -> list[list[pl.DataFra
     Frames that are made of words are made together, because most of what a frame of few rows costs is the same for the
     rows of many shards.
     """
-    found: list[list[pl.DataFrame]] = []
-    together: list[tuple[Sequence[Any], int]] = []
-    of_these: list[int] = []
+    runs = [
+        (shard, list(run))
+        for shard, steps in enumerate(shards)
+        for _, run in groupby(steps, lambda step: step.words is not None)
+    ]
     make: Make | None = None
-    for steps in shards:
-        held = [step.words for step in steps if step.words is not None]
-        if held and len(held) == len(steps):
-            make = held[0][0]
-            of_these.append(len(found))
-            together.append(([words for _, words in held], steps[0].first))
-            found.append([])
-        else:
-            found.append(list(frames(steps)))
-    if make is not None:
-        for place, frame in zip(of_these, make(together), strict=True):
-            found[place] = [frame]
+    held: list[tuple[Sequence[Any], int]] = []
+    for _, run in runs:
+        if run[0].words is not None:
+            make = run[0].words[0]
+            held.append(([step.words[1] for step in run if step.words is not None], run[0].first))
+    made = iter(() if make is None else make(held))
+    found: list[list[pl.DataFrame]] = [[] for _ in shards]
+    for shard, run in runs:
+        are_words = run[0].words is not None
+        found[shard] += [next(made)] if are_words else [step.frame() for step in run if step.height]
     return found
 
 

@@ -407,7 +407,8 @@ class _ParquetPart(StatefulSinkPartition[Any, dict[str, Any]]):
     def snapshot(self) -> dict[str, Any]:
         with self._sink.epochs.snapshot("sink"):
             self._sink.still_ours()
-            self._sink.append_waiting()
+            if any(self.waiting()):
+                self._sink.append_waiting()
             kept = self._kept()
             rest = {name: table.snapshot for name, table in self._tables.items() if name not in kept}
             tables = {**kept, **self._sink.at_once(rest)}

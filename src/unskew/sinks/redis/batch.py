@@ -106,7 +106,7 @@ class Batch:
         """Keep the last row of each key."""
         for view, steps in self.rows.items():
             if len(steps) > 1:
-                together = joined(list(frames(steps)))
+                together = joined(frames(steps))
                 last = _last_of_each_key(together)
                 self.rows[view] = [StepRows(last)]
                 self.n_rows -= together.height - last.height
