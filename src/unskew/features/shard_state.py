@@ -17,8 +17,8 @@ from unskew.features.kernel.directory import N_R_COLUMNS, Directory, grown, remo
 from unskew.features.kernel.engine import current, reset_rows, run, take_dead
 from unskew.features.kernel.items import fill_slots
 from unskew.features.kernel.packed import PACKED_WORDS
-from unskew.features.kernel.program import Column, Program, lower, value_width
-from unskew.features.kernel.results import column, series
+from unskew.features.kernel.program import Column, Program, lower
+from unskew.features.kernel.results import column, series, take_firsts
 from unskew.features.kernel.row_words import CurrentWords, RowWords, joined
 from unskew.features.kernel.sealed import sealed, unseal
 from unskew.features.kernel.state import Batch, Rows, State
@@ -65,6 +65,7 @@ class ShardState:
         self.since_us: int | None = None
         self._program, self._columns = lower(view)
         features = self._program.features
+        self._outs = features[:, w.F_OUT].copy()
         self._empty = np.zeros(self._program.value_words, np.int64)
         zero_when_empty = np.isin(features[:, w.F_READ], w.ZERO_WHEN_EMPTY)
         self._empty_present = np.bitwise_or.reduce(zero_when_empty.astype(np.int64) << np.arange(len(zero_when_empty)))
@@ -379,8 +380,7 @@ class ShardState:
         keys = self.directory.gather(held[:, w.C_ROW].astype(np.int32)).to_series("key")
         instants = pl.Series("_arrival", held[:, w.C_INSTANT].copy())
         order = pl.DataFrame([instants, keys]).select(pl.arg_sort_by("_arrival", "key")).to_series()
-        values = np.ascontiguousarray(held[:, w.C_VALUES :].T)
-        features = self._features(values, None, held[:, w.C_PRESENT].copy())
+        features = self._features(np.ascontiguousarray(held[:, w.C_VALUES :]), None, held[:, w.C_PRESENT])
         frame = pl.DataFrame(
             [
                 *decode_keys(keys, self.view.entity).get_columns(),
@@ -616,13 +616,14 @@ class ShardState:
     def _features(
         self, words: npt.NDArray[np.int64], order: npt.NDArray[np.int64] | None, present: npt.NDArray[np.int64]
     ) -> list[pl.Series]:
+        firsts = np.empty((len(self._outs), len(present)), np.int64)
+        take_firsts(words, self._outs, np.arange(len(present)) if order is None else order, firsts)
         columns = []
         everywhere = int(np.bitwise_and.reduce(present))
         all_there = np.ones(len(present), np.bool_)
         for index, feature in enumerate(self.view.features):
-            out = int(self._program.features[index, w.F_OUT])
             there = all_there if everywhere >> index & 1 else (present >> index) & 1 != 0
-            columns.append(column(feature, words[out : out + value_width(feature)], order, there, self._texts))
+            columns.append(column(feature, firsts[index], words, int(self._outs[index]), order, there, self._texts))
         return columns
 
     def _clear_dirty(self) -> None:
@@ -721,7 +722,7 @@ def new_rows(n_words: int, capacity: int) -> Rows:
         event_time=np.empty(capacity, np.int64),
         partition=np.empty(capacity, np.int64),
         offset=np.empty(capacity, np.int64),
-        values=np.empty((n_words, capacity), np.int64),
+        values=np.empty((capacity, n_words), np.int64),
         present=np.empty(capacity, np.int64),
     )
 

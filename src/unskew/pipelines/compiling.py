@@ -43,7 +43,7 @@ from unskew.features.kernel.engine import current, reset_rows, run, take_dead
 from unskew.features.kernel.items import fill_slots
 from unskew.features.kernel.packed import no_program
 from unskew.features.kernel.repeats import _forget, _join, _new_queue, _remember, _split
-from unskew.features.kernel.results import take_items
+from unskew.features.kernel.results import number_texts, take_firsts, take_items
 from unskew.features.kernel.state import Batch
 from unskew.features.kernel.state_bytes import Tiles, _collect, _hang
 from unskew.features.shard_state import new_rows, new_state
@@ -108,7 +108,9 @@ def entries() -> list[list[Entry]]:
         Entry.of(_write_heads, shown, shown_octets, hashes),
         Entry.of(_take_apart, hashes, 0, ints),
         Entry.of(take_dead, state, narrow),
-        Entry.of(take_items, tables, 1, 2, ints, ints, ints),
+        Entry.of(take_firsts, tables, ints, ints, tables),
+        Entry.of(take_items, tables, 1, ints, ints, tables),
+        Entry.of(number_texts, ints, np.empty(0, np.uint32), narrow, np.empty(0, np.uint32)),
         Entry.of(reset_rows, program, state.entities, narrow, ints, np.int64(w.NONE)),
         Entry.of(fill_slots, state.scalars, state.items, state.slots, marks),
     ]  # fmt: skip

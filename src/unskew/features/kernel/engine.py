@@ -201,7 +201,7 @@ def _close(program, state, rows, values):
             rows.partition[place] = state.touched[slot, w.T_PARTITION]
             rows.offset[place] = state.touched[slot, w.T_OFFSET]
             for index in range(n_words):
-                rows.values[index, place] = state.entities[entity, w.ENTITY_VALUES + index]
+                rows.values[place, index] = state.entities[entity, w.ENTITY_VALUES + index]
             rows.present[place] = state.entities[entity, w.ENTITY_PRESENT]
             state.entities[entity, w.ENTITY_CHANGED] = scalars[w.S_CLOCK]
         _mark_dead(state, entity)
@@ -498,7 +498,7 @@ def current(program, state, rows, until, empty_at, values):
         for index in range(program.value_words):
             if values[index] != state.entities[entity, w.ENTITY_VALUES + index]:
                 at = scalars[w.S_CLOCK]
-            rows.values[index, place] = values[index]
+            rows.values[place, index] = values[index]
         if present != state.entities[entity, w.ENTITY_PRESENT]:
             at = scalars[w.S_CLOCK]
         rows.present[place] = present

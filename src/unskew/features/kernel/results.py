@@ -19,19 +19,34 @@ Bools = npt.NDArray[np.bool_]
 _OTHER = "other"
 
 
-def column(feature: FeaturePlan, words: Ints, order: Ints | None, present: Bools, texts: Directory) -> pl.Series:
+def column(
+    feature: FeaturePlan,
+    first: Ints,
+    words: Ints,
+    out: int,
+    order: Ints | None,
+    present: Bools,
+    texts: Directory,
+) -> pl.Series:
     """Return a feature's column; null where the value is not present.
 
-    ``words``: int64 [width, rows]. ``order``: the places of rows in the order of the column; without it the column may
-    keep the words, so they must not change afterwards. ``present``: in the order of the column. ``texts``: the
-    directory whose rows stand for texts.
+    ``first``: the feature's first word of each row of the column, which may keep the array. ``words``: int64 [rows,
+    words], rows of all features' words; this one's begin at ``out``. ``order``: the places of the column's rows among
+    them, None if they are in the same order. ``present``: in the order of the column. ``texts``: the directory whose
+    rows stand for texts.
     """
-    # Places are valid, so no mode need check them.
-    first = words[0] if order is None else words[0].take(order, mode="clip")
     if not feature.dtype.nesting:
         return _scalars(feature.name, feature.dtype, first, present, texts)
     ends = np.concatenate(([0], np.cumsum(np.where(present, first, 0))))
-    return _nested(feature, words, np.arange(len(first)) if order is None else order, ends, present, texts)
+    return _nested(feature, words, out, np.arange(len(first)) if order is None else order, ends, present, texts)
+
+
+@compiled()
+def take_firsts(words: Any, outs: Any, order: Any, firsts: Any) -> None:
+    """Write the words ``outs`` of rows, which lie at the places ``order``, to ``firsts``, an array for each word."""
+    for row in range(len(order)):
+        for index in range(len(outs)):
+            firsts[index, row] = words[order[row], outs[index]]
 
 
 def _scalars(name: str, dtype: Type, numbers: Ints, present: Bools, texts: Directory) -> pl.Series:
@@ -67,13 +82,32 @@ def _texts(name: str, codes: Ints, texts: Directory) -> pl.Series:
         named = codes != w.OTHER_KEY
         held = texts.gather(codes[named].astype(np.int32)).to_series(name)
         return held if named.all() else _spread(held, named).fill_null(_OTHER)
-    # The last place is that of OTHER_KEY.
-    occurs = np.zeros(texts.capacity + 1, np.bool_)
-    occurs[codes] = True
-    places = (np.cumsum(occurs, dtype=np.uint32) - np.uint32(1))[codes]
-    each = texts.gather(np.flatnonzero(occurs[:-1]).astype(np.int32)).to_series(name)
+    numbers = np.zeros(texts.capacity + 1, np.uint32)
+    distinct, places = np.empty(texts.capacity + 1, np.int32), np.empty(len(codes), np.uint32)
+    n_distinct = number_texts(codes, numbers, distinct, places)
+    each = pl.Series(name, [_OTHER]).append(texts.gather(distinct[1:n_distinct]).to_series(name))
     # From one piece; from several, Polars gathers texts one by one.
-    return each.append(pl.Series([_OTHER])).rechunk().gather(pl.Series(places))
+    return each.rechunk().gather(pl.Series(places))
+
+
+@compiled()
+def number_texts(codes: Any, numbers: Any, distinct: Any, places: Any) -> int:
+    """Write for each code the place of its text among the ``distinct`` ones; return how many there are.
+
+    The first is that of OTHER_KEY, which stands for no text. ``numbers``: 0 for each code.
+    """
+    n_distinct = 1
+    for index in range(len(codes)):
+        code = codes[index]
+        if code == w.OTHER_KEY:
+            places[index] = 0
+            continue
+        if numbers[code] == 0:
+            numbers[code] = n_distinct
+            distinct[n_distinct] = code
+            n_distinct += 1
+        places[index] = numbers[code]
+    return n_distinct
 
 
 def _spread(held: pl.Series, present: Bools) -> pl.Series:
@@ -89,32 +123,33 @@ def _decimals(units: Ints, present: Bools, scale: int) -> pa.Array:
     return pa.Array.from_buffers(pa.decimal128(38, scale), len(units), [mask, pa.py_buffer(wide.tobytes())])
 
 
-def _items(words: Ints, first: int, step: int, order: Ints, ends: Ints) -> Ints:
-    """Return the items of all rows, one row after the other: words ``first``, ``first + step`` and so on of each."""
-    items = np.empty(int(ends[-1]), np.int64)
-    take_items(words, first, step, order, ends, items)
-    return items
-
-
 @compiled()
-def take_items(words: Any, first: int, step: int, order: Any, ends: Any, items: Any) -> None:
-    """Write the items of rows, which lie at the places ``order``, to ``items``: a row's up to its place in ``ends``."""
-    for row in range(len(order)):
-        place = first
-        for item in range(ends[row], ends[row + 1]):
-            items[item] = words[place, order[row]]
-            place += step
+def take_items(words: Any, first: int, order: Any, ends: Any, items: Any) -> None:
+    """Write the items of rows, which lie at the places ``order``, to ``items``: a row's up to its place in ``ends``.
+
+    An item is a word of each row of ``items``; in ``words``, a row's items begin at the word ``first``.
+    """
+    n_parts = len(items)
+    # Part by part: to go through the few parts of each item takes twice as long.
+    for part in range(n_parts):
+        for row in range(len(order)):
+            place = first + part
+            for item in range(ends[row], ends[row + 1]):
+                items[part, item] = words[order[row], place]
+                place += n_parts
 
 
-def _nested(feature: FeaturePlan, words: Ints, order: Ints, ends: Ints, present: Bools, texts: Directory) -> pl.Series:
+def _nested(
+    feature: FeaturePlan, words: Ints, out: int, order: Ints, ends: Ints, present: Bools, texts: Directory
+) -> pl.Series:
     """Return lists (a word for the length, then the items) or maps (the length, then pairs of key and value)."""
     inner = feature.dtype.element
-    if feature.dtype.nesting == "map":
-        names = _texts(MAP_KEY, _items(words, 1, 2, order, ends), texts)
-        held = _scalars(MAP_VALUE, inner, _items(words, 2, 2, order, ends), np.ones(int(ends[-1]), np.bool_), texts)
-        flat = pl.DataFrame([names, held]).to_struct("")
-    else:
-        flat = _scalars("", inner, _items(words, 1, 1, order, ends), np.ones(int(ends[-1]), np.bool_), texts)
+    is_map = feature.dtype.nesting == "map"
+    items = np.empty((2 if is_map else 1, int(ends[-1])), np.int64)
+    take_items(words, out + 1, order, ends, items)
+    flat = _scalars(MAP_VALUE, inner, items[-1], np.ones(items.shape[1], np.bool_), texts)
+    if is_map:
+        flat = pl.DataFrame([_texts(MAP_KEY, items[0], texts), flat]).to_struct("")
     # As Polars holds texts, else they would be copied twice.
     array = flat.to_arrow(compat_level=pl.CompatLevel.newest())
     lists = pa.LargeListArray.from_arrays(

@@ -17,7 +17,7 @@ class RowWords(NamedTuple):
     """Rows in the order of instants; those of one instant are in any order.
 
     ``keys``: theirs, or fewer, to which they are numbered elsewhere. ``caused``: whether an event closed the row's
-    instant, or only a hop. ``values``: int64 [words, rows].
+    instant, or only a hop. ``values``: int64 [rows, words].
     """
 
     keys: Keys
@@ -31,7 +31,7 @@ class RowWords(NamedTuple):
 
     @classmethod
     def of(cls, rows: Rows, keys: Keys) -> "RowWords":
-        """Return the rows that the kernel wrote, in its space; there may be more words than rows."""
+        """Return the rows that the kernel wrote, in its space."""
         count = int(rows.n[0])
         return cls(
             keys=keys,
@@ -40,14 +40,13 @@ class RowWords(NamedTuple):
             partitions=rows.partition[:count],
             offsets=rows.offset[:count],
             caused=rows.cause[:count] & w.CAUSE_EVENT != 0,
-            values=rows.values,
+            values=rows.values[:count],
             present=rows.present[:count],
         )
 
     def copied(self) -> "RowWords":
         """Return copies, which stay when the kernel writes other rows."""
-        arrays = {name: getattr(self, name).copy() for name in self._fields if name not in {"keys", "values"}}
-        return RowWords(keys=self.keys, values=self.values[:, : len(self.instants)].copy(), **arrays)
+        return RowWords(self.keys, *(array.copy() for array in self[1:]))
 
 
 class CurrentWords(NamedTuple):
@@ -71,4 +70,4 @@ def joined(kind: type[_Words], parts: Sequence[_Words]) -> _Words:
     keys: Sequence[Keys]
     arrays: Sequence[Sequence[npt.NDArray[Any]]]
     keys, *arrays = zip(*parts, strict=True)
-    return kind(Keys.joined(keys), *(np.concatenate(each, axis=-1) for each in arrays))
+    return kind(Keys.joined(keys), *(np.concatenate(each) for each in arrays))

@@ -75,7 +75,7 @@ class Batch(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Space for rows; ``n`` [1]: their number, ``present``: a bit per feature, ``values`` [words, rows]."""
+    """Space for rows; ``n`` [1]: their number, ``present``: a bit per feature, ``values`` [rows, words]."""
 
     n: Ints
     row: npt.NDArray[np.int32]
