@@ -470,10 +470,11 @@ class ShardState:
         capacity = len(state.items)
         if self.n_items + count <= capacity:
             return
-        items = grown(state.items, max(2 * capacity, self.n_items + count))
-        slots = np.full(1 << len(items).bit_length(), w.NONE, np.int64)
-        fill_slots(state.scalars, items, slots, self._in_table)
-        self._state = state._replace(items=items, slots=slots)
+        items = with_more(state.items, max(2 * capacity, self.n_items + count))
+        links = links_of(items)
+        slots = np.full(1 << len(items).bit_length(), w.NONE, np.int32)
+        fill_slots(state.scalars, items, links, slots, self._in_table)
+        self._state = state._replace(items=items, item_links=links, slots=slots)
 
     def _show_texts(self) -> None:
         texts = self._texts.arrays
@@ -748,6 +749,7 @@ def new_state(program: Program, n_rows: int) -> State:
     scalars[w.S_ITEM_FREE] = w.NONE
     scalars[w.S_SPARE] = 0 if program.n_bags else _MIN_ITEMS
     tiles = lines(_MIN_TILES, w.TILE_WORDS + program.n_words)
+    items = lines(_MIN_ITEMS, w.ITEM_WORDS)
     return State(
         scalars=scalars,
         entities=lines(n_rows, program.entity_words),
@@ -758,8 +760,9 @@ def new_state(program: Program, n_rows: int) -> State:
         links=links_of(tiles),
         ring=np.full(program.ring_slots, w.NONE, np.int32),
         chunks=np.empty((most_chunks(_MIN_TILES, program.ring_slots), w.CHUNK_TILES + w.CHUNK_SIZE), np.int32),
-        items=np.empty((_MIN_ITEMS, w.ITEM_WORDS + w.N_ITEM_WORDS), np.int64),
-        slots=np.full(2 * _MIN_ITEMS, w.NONE, np.int64),
+        items=items,
+        item_links=links_of(items),
+        slots=np.full(2 * _MIN_ITEMS, w.NONE, np.int32),
         text_records=np.empty((0, N_R_COLUMNS), np.int64),
         text_pool=np.empty(0, np.uint8),
         chosen=np.empty(program.chosen_words, np.int64),

@@ -112,7 +112,7 @@ def entries() -> list[list[Entry]]:
         Entry.of(take_items, tables, 1, ints, ints, tables),
         Entry.of(number_texts, ints, np.empty(0, np.uint32), narrow, np.empty(0, np.uint32)),
         Entry.of(reset_rows, program, state.entities, narrow, ints, np.int64(w.NONE)),
-        Entry.of(fill_slots, state.scalars, state.items, state.slots, marks),
+        Entry.of(fill_slots, state.scalars, state.items, state.item_links, state.slots, marks),
     ]  # fmt: skip
     return [of_kernel, of_the_rest]
 

@@ -18,6 +18,7 @@ from unskew.features.kernel.bags import (
 )
 from unskew.features.kernel.event_order import event_of, load_event, store_event
 from unskew.features.kernel.grid import ordinal
+from unskew.features.kernel.items import next_item
 from unskew.features.kernel.packed import at, unpacked
 from unskew.features.kernel.tiles import entity_of, next_of, previous_of
 from unskew.features.kernel.wedges import begin, best_of_others, goes_before, has_wedges, shorten
@@ -113,8 +114,7 @@ def _add_more(packed, window, index, cell, base, owned, event, code, number):
         _add_to_session(program, event, window, cells, cell, word)
     elif owned == 1:
         put_in_order(
-            state.scalars, state.items, cells, cell, word, tile_owner(program, cell, index), op,
-            accumulators[index, w.A_SIZE], number, event,
+            packed, cell, word, tile_owner(program, cell, index), op, accumulators[index, w.A_SIZE], number, event
         )  # fmt: skip
 
 
@@ -252,7 +252,7 @@ def subtract_tile(program, state, entity, window, tile):
                 accumulators[index, w.A_TALLY], first_item(tiles, tile, w.TILE_WORDS + word),
             )  # fmt: skip
         elif op in (w.LAST_N, w.FIRST_N):
-            free_list(state.scalars, state.items, first_item(tiles, tile, w.TILE_WORDS + word))
+            free_list(at(state), first_item(tiles, tile, w.TILE_WORDS + word))
         elif op == w.SQUARES:
             first, second, third, fourth, fifth = _squares_of(tiles, tile, w.TILE_WORDS + word)
             # Two's complement: not, plus one.
@@ -336,7 +336,7 @@ def _mark_cell(program, state, cells, cell, base, index, count_word, used):
         item = first_item(cells, cell, word)
         while item != w.NONE:
             used[state.items[item, w.ITEM_CODE]] = True
-            item = state.items[item, w.ITEM_NEXT]
+            item = next_item(state.item_links, item)
     elif cells[cell, base + count_word] > 0:
         used[cells[cell, word if op in (w.MIN, w.MAX) else word + w.VALUE]] = True
 

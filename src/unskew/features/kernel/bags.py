@@ -20,6 +20,8 @@ from unskew.features.kernel.items import (
     free_item,
     link,
     new_item,
+    next_item,
+    previous_item,
     unchain,
     unlink,
 )
@@ -57,14 +59,14 @@ def fetch_total(packed, owner, code, stage):
     """Hide the latency of memory in ``put``: prefetch a total's slot, then the item there, and then its neighbour."""
     _, state = unpacked(packed)
     if stage == 0:
-        fetch_slot(state.slots, owner, code)
+        fetch_slot(state, owner, code)
         return
-    item = first_in_slot(state.slots, owner, code)
+    item = first_in_slot(state, owner, code)
     if item != w.NONE and stage == 2:
-        item = state.items[item, w.ITEM_PREVIOUS]
+        item = previous_item(state.item_links, item)
     # An item that is in no list has anything as its neighbour.
     if 0 <= item < len(state.items):
-        fetch_item(state.items, item)
+        fetch_item(state, item)
 
 
 @inner()
@@ -76,14 +78,14 @@ def put(packed, cell, word, owner, tally, code, count, low, mid, high):
     _, state = unpacked(packed)
     items = state.items
     cells = state.tiles if is_of_tile(owner) else state.entities
-    item = find(items, state.slots, owner, code)
+    item = find(state, owner, code)
     came = np.int64(0)
     if item == w.NONE:
-        item = enter(state.scalars, items, state.slots, owner, code)
-        link(items, item, cells, cell, word, w.NONE, first_item(cells, cell, word))
+        item = enter(state, owner, code)
+        link(state, item, cells, cell, word, w.NONE, first_item(cells, cell, word))
         came = np.int64(1)
     items[item, w.ITEM_COUNT] += count
-    add_limbs(items, item, w.ITEM_WORDS, low, mid, high)
+    add_limbs(items, item, w.ITEM_LIMBS, low, mid, high)
     if tally <= w.TALLY_RANKING:
         rank_more(state, cells, cell, word, owner, tally, item, low, mid, high)
     elif tally != 0:
@@ -94,94 +96,96 @@ def put(packed, cell, word, owner, tally, code, count, low, mid, high):
 def merge_bag(packed, cell, word, owner, tally, first):
     """Add the items of a tile, from ``first`` on, to a total."""
     _, state = unpacked(packed)
-    items = state.items
+    items, links = state.items, state.item_links
     item = first
     while item != w.NONE:
         code, count = items[item, w.ITEM_CODE], items[item, w.ITEM_COUNT]
-        low, mid, high = load_limbs(items, item, w.ITEM_WORDS)
+        low, mid, high = load_limbs(items, item, w.ITEM_LIMBS)
         put(packed, cell, word, owner, tally, code, count, low, mid, high)
-        item = items[item, w.ITEM_NEXT]
+        item = next_item(links, item)
 
 
 @inlined()
-def _fetch_bag(items, slots, owner, first):
+def _fetch_bag(state, owner, first):
     """Hide the latency of memory in ``subtract_bag``: prefetch all slots, and then the total's items."""
+    items, links = state.items, state.item_links
     item = first
     while item != w.NONE:
-        fetch_slot(slots, owner, items[item, w.ITEM_CODE])
-        fetch_slot(slots, items[item, w.ITEM_OWNER], items[item, w.ITEM_CODE])
-        item = items[item, w.ITEM_NEXT]
+        fetch_slot(state, owner, items[item, w.ITEM_CODE])
+        fetch_slot(state, items[item, w.ITEM_OWNER], items[item, w.ITEM_CODE])
+        item = next_item(links, item)
     item = first
     while item != w.NONE:
-        held = first_in_slot(slots, owner, items[item, w.ITEM_CODE])
+        held = first_in_slot(state, owner, items[item, w.ITEM_CODE])
         if held != w.NONE:
-            fetch_item(items, held)
-        item = items[item, w.ITEM_NEXT]
+            fetch_item(state, held)
+        item = next_item(links, item)
 
 
 @inner()
 def subtract_bag(packed, cell, word, owner, tally, first):
     """Take the items of a leaving tile, from ``first`` on, out of a total, and free them."""
     _, state = unpacked(packed)
-    scalars, items, slots, cells = state.scalars, state.items, state.slots, state.entities
-    _fetch_bag(items, slots, owner, first)
+    items, links, cells = state.items, state.item_links, state.entities
+    _fetch_bag(state, owner, first)
     item = first
     while item != w.NONE:
-        following = items[item, w.ITEM_NEXT]
+        following = next_item(links, item)
         code, count = items[item, w.ITEM_CODE], items[item, w.ITEM_COUNT]
-        held = find(items, slots, owner, code)
+        held = find(state, owner, code)
         items[held, w.ITEM_COUNT] -= count
         gone = items[held, w.ITEM_COUNT] == 0
-        low, mid, high = load_limbs(items, item, w.ITEM_WORDS)
+        low, mid, high = load_limbs(items, item, w.ITEM_LIMBS)
         low, mid, high = negate(low, mid, high)
         if tally <= w.TALLY_RANKING:
             rank_less(state, cells, cell, word, owner, tally, held, low, mid, high)
         if gone:
-            unlink(items, held, cells, cell, word)
-            unchain(items, slots, held)
-            free_item(scalars, items, held)
+            unlink(state, held, cells, cell, word)
+            unchain(state, held)
+            free_item(state, held)
         else:
-            add_limbs(items, held, w.ITEM_WORDS, low, mid, high)
-        unchain(items, slots, item)
-        free_item(scalars, items, item)
+            add_limbs(items, held, w.ITEM_LIMBS, low, mid, high)
+        unchain(state, item)
+        free_item(state, item)
         if tally > w.TALLY_RANKING and tally != 0:
             note(at(state), cell, word, owner, tally, code, -count, np.int64(-1) if gone else np.int64(0))
         item = following
 
 
 @inner()
-def put_in_order(scalars, items, tiles, tile, word, owner, op, size, code, event):
+def put_in_order(packed, tile, word, owner, op, size, code, event):
     """Add an event to a tile's list of at most ``size``; the last one falls out of a full list."""
-    before = w.NONE
+    _, state = unpacked(packed)
+    items, links, tiles = state.items, state.item_links, state.tiles
+    before = np.int64(w.NONE)
     after = first_item(tiles, tile, word)
     place = 0
     # LAST_N has the latest events first, FIRST_N the earliest.
-    while after != w.NONE and (event > load_event(items, after, w.ITEM_WORDS)) != (op == w.LAST_N):
+    while after != w.NONE and (event > load_event(items, after, w.ITEM_EVENT)) != (op == w.LAST_N):
         before = after
-        after = items[after, w.ITEM_NEXT]
+        after = next_item(links, after)
         place += 1
     if place >= size:
         return
-    item = new_item(scalars, items)
+    item = new_item(state)
     items[item, w.ITEM_OWNER] = owner
-    items[item, w.ITEM_CHAIN] = w.NONE
     items[item, w.ITEM_CODE] = code
-    items[item, w.ITEM_COUNT] = 1
-    store_event(items, item, w.ITEM_WORDS, event)
-    link(items, item, tiles, tile, word, before, after)
+    store_event(items, item, w.ITEM_EVENT, event)
+    link(state, item, tiles, tile, word, before, after)
     if tiles[tile, word + w.N_ITEMS] > size:
         last = item
-        while items[last, w.ITEM_NEXT] != w.NONE:
-            last = items[last, w.ITEM_NEXT]
-        unlink(items, last, tiles, tile, word)
-        free_item(scalars, items, last)
+        while next_item(links, last) != w.NONE:
+            last = next_item(links, last)
+        unlink(state, last, tiles, tile, word)
+        free_item(state, last)
 
 
 @inner()
-def free_list(scalars, items, first):
+def free_list(packed, first):
     """Free the items of a leaving tile's list."""
+    _, state = unpacked(packed)
     item = first
     while item != w.NONE:
-        following = items[item, w.ITEM_NEXT]
-        free_item(scalars, items, item)
+        following = next_item(state.item_links, item)
+        free_item(state, item)
         item = following

@@ -256,7 +256,7 @@ def _fetch_first_items(packed, window, tile):
         if program.accumulators[index, w.A_OP] == w.BAG:
             item = first_item(state.tiles, tile, w.TILE_WORDS + program.accumulators[index, w.A_WORD])
             if item != w.NONE:
-                fetch_item(state.items, item)
+                fetch_item(state, item)
 
 
 @inlined()
@@ -380,7 +380,7 @@ def _fetch_bags(packed, rows, effective, numbers, event):
                 entity = np.int64(rows[event + _NEAREST])
                 tile = _late_tile(program, state, entity, window, effective[event + _NEAREST])
                 if tile != w.NONE:
-                    fetch_slot(state.slots, tile_owner(program, tile, index), numbers[codes, event + _NEAREST])
+                    fetch_slot(state, tile_owner(program, tile, index), numbers[codes, event + _NEAREST])
 
 
 @inlined()

@@ -26,10 +26,23 @@ def beside(owner):
 
 
 @inlined()
-def new_item(scalars, items):
+def next_item(links, item):
+    """Return the next item of the cell, or NONE; of an item that is free, the next free one."""
+    return np.int64(links[item, w.ITEM_NEXT])
+
+
+@inlined()
+def previous_item(links, item):
+    """Return the cell's item before this one, or NONE."""
+    return np.int64(links[item, w.ITEM_PREVIOUS])
+
+
+@inlined()
+def new_item(state):
+    scalars = state.scalars
     item = scalars[w.S_ITEM_FREE]
     if item != w.NONE:
-        scalars[w.S_ITEM_FREE] = items[item, w.ITEM_NEXT]
+        scalars[w.S_ITEM_FREE] = next_item(state.item_links, item)
     else:
         item = scalars[w.S_ITEM_HIGH]
         scalars[w.S_ITEM_HIGH] += 1
@@ -38,97 +51,102 @@ def new_item(scalars, items):
 
 
 @inlined()
-def free_item(scalars, items, item):
-    items[item, w.ITEM_OWNER] = w.NONE
-    items[item, w.ITEM_NEXT] = scalars[w.S_ITEM_FREE]
+def free_item(state, item):
+    scalars = state.scalars
+    state.items[item, w.ITEM_OWNER] = w.NONE
+    state.item_links[item, w.ITEM_NEXT] = scalars[w.S_ITEM_FREE]
     scalars[w.S_ITEM_FREE] = item
     scalars[w.S_ITEMS] -= 1
 
 
 @inlined()
-def enter(scalars, items, slots, owner, code):
+def enter(state, owner, code):
     """Return a new item of the table, with a count of 0 and no sum; it is in no list."""
-    item = new_item(scalars, items)
-    items[item, w.ITEM_OWNER] = owner
-    items[item, w.ITEM_CODE] = code
-    items[item, w.ITEM_COUNT] = 0
-    for place in range(w.N_ITEM_WORDS):
-        items[item, w.ITEM_WORDS + place] = 0
-    slot = _slot(slots, owner, code)
-    items[item, w.ITEM_CHAIN] = slots[slot]
-    slots[slot] = item
+    item = new_item(state)
+    state.items[item, w.ITEM_OWNER] = owner
+    state.items[item, w.ITEM_CODE] = code
+    for word in range(w.ITEM_COUNT, w.ITEM_WORDS):
+        state.items[item, word] = 0
+    slot = _slot(state.slots, owner, code)
+    state.item_links[item, w.ITEM_CHAIN] = state.slots[slot]
+    state.item_links[item, w.ITEM_RANKED] = 0
+    state.slots[slot] = item
     return item
 
 
 @inlined()
-def unchain(items, slots, item):
+def unchain(state, item):
     """Take an item out of its slot of the hash table."""
-    slot = _slot(slots, items[item, w.ITEM_OWNER], items[item, w.ITEM_CODE])
-    if slots[slot] == item:
-        slots[slot] = items[item, w.ITEM_CHAIN]
+    slots, links = state.slots, state.item_links
+    slot = _slot(slots, state.items[item, w.ITEM_OWNER], state.items[item, w.ITEM_CODE])
+    other = np.int64(slots[slot])
+    if other == item:
+        slots[slot] = links[item, w.ITEM_CHAIN]
     else:
-        other = slots[slot]
-        while items[other, w.ITEM_CHAIN] != item:
-            other = items[other, w.ITEM_CHAIN]
-        items[other, w.ITEM_CHAIN] = items[item, w.ITEM_CHAIN]
+        while links[other, w.ITEM_CHAIN] != item:
+            other = np.int64(links[other, w.ITEM_CHAIN])
+        links[other, w.ITEM_CHAIN] = links[item, w.ITEM_CHAIN]
 
 
 @inlined()
-def find(items, slots, owner, code):
-    item = slots[_slot(slots, owner, code)]
+def find(state, owner, code):
+    """Return the item of an owner and a code, or NONE."""
+    items = state.items
+    item = first_in_slot(state, owner, code)
     while item != w.NONE and (items[item, w.ITEM_CODE] != code or items[item, w.ITEM_OWNER] != owner):
-        item = items[item, w.ITEM_CHAIN]
+        item = np.int64(state.item_links[item, w.ITEM_CHAIN])
     return item
 
 
 @inlined()
-def fetch_slot(slots, owner, code):
+def fetch_slot(state, owner, code):
     """Prefetch the slot in which ``find`` begins."""
-    prefetch_item(slots, _slot(slots, owner, code))
+    prefetch_item(state.slots, _slot(state.slots, owner, code))
 
 
 @inlined()
-def first_in_slot(slots, owner, code):
+def first_in_slot(state, owner, code):
     """Return the item that ``find`` looks at first, or NONE."""
-    return slots[_slot(slots, owner, code)]
+    return np.int64(state.slots[_slot(state.slots, owner, code)])
 
 
 @inlined()
-def fetch_item(items, item):
-    """Prefetch an item, which may lie in two cache lines."""
-    prefetch(items, item, np.int64(w.ITEM_NEXT))
-    prefetch(items, item, np.int64(w.ITEM_WORDS + w.N_ITEM_WORDS - 1))
+def fetch_item(state, item):
+    """Prefetch an item."""
+    prefetch(state.items, item, np.int64(0))
 
 
 @inlined()
-def link(items, item, cells, cell, word, before, after):
+def link(state, item, cells, cell, word, before, after):
     """Put an item into a cell's list, between two others or NONE."""
-    items[item, w.ITEM_PREVIOUS] = before
-    items[item, w.ITEM_NEXT] = after
+    links = state.item_links
+    links[item, w.ITEM_PREVIOUS] = before
+    links[item, w.ITEM_NEXT] = after
     if before == w.NONE:
         cells[cell, word + w.FIRST_ITEM] = item + 1
     else:
-        items[before, w.ITEM_NEXT] = item
+        links[before, w.ITEM_NEXT] = item
     if after != w.NONE:
-        items[after, w.ITEM_PREVIOUS] = item
+        links[after, w.ITEM_PREVIOUS] = item
     cells[cell, word + w.N_ITEMS] += 1
 
 
 @inlined()
-def unlink(items, item, cells, cell, word):
+def unlink(state, item, cells, cell, word):
     """Take an item out of a cell's list."""
-    before, after = items[item, w.ITEM_PREVIOUS], items[item, w.ITEM_NEXT]
+    links = state.item_links
+    before, after = previous_item(links, item), next_item(links, item)
     if before == w.NONE:
         cells[cell, word + w.FIRST_ITEM] = after + 1
     else:
-        items[before, w.ITEM_NEXT] = after
+        links[before, w.ITEM_NEXT] = after
     if after != w.NONE:
-        items[after, w.ITEM_PREVIOUS] = before
+        links[after, w.ITEM_PREVIOUS] = before
     cells[cell, word + w.N_ITEMS] -= 1
 
 
 @compiled()
-def fill_slots(scalars, items, slots, in_table):
+def fill_slots(scalars, items, links, slots, in_table):
     """Enter all items that are found by owner and code into an empty table.
 
     ``in_table``: true for the accumulators whose own items are in it.
@@ -139,5 +157,5 @@ def fill_slots(scalars, items, slots, in_table):
         if owner == w.NONE or (owner > w.NONE and not in_table[(owner >> 1) % n_accumulators]):
             continue
         slot = _slot(slots, owner, items[item, w.ITEM_CODE])
-        items[item, w.ITEM_CHAIN] = slots[slot]
+        links[item, w.ITEM_CHAIN] = slots[slot]
         slots[slot] = item

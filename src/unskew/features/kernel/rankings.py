@@ -17,7 +17,17 @@ from unskew.features.jit import inlined, inner
 from unskew.features.kernel import words as w
 from unskew.features.kernel.arithmetic import add, add_limbs, load_limbs
 from unskew.features.kernel.comparing import code_before
-from unskew.features.kernel.items import beside, enter, find, free_item, link, unchain, unlink
+from unskew.features.kernel.items import (
+    beside,
+    enter,
+    find,
+    free_item,
+    link,
+    next_item,
+    previous_item,
+    unchain,
+    unlink,
+)
 from unskew.features.kernel.packed import at, unpacked
 
 
@@ -47,13 +57,14 @@ def comes_before(state, kind, item, other):
 
 
 @inlined()
-def _move(items, item, cells, cell, word, target):
+def _move(state, item, cells, cell, word, target):
     """Move an item of a cell's list behind another one, or to the front if ``target`` is NONE."""
-    if items[item, w.ITEM_PREVIOUS] == target:
+    links = state.item_links
+    if previous_item(links, item) == target:
         return
-    unlink(items, item, cells, cell, word)
-    following = cells[cell, word + w.FIRST_ITEM] - 1 if target == w.NONE else items[target, w.ITEM_NEXT]
-    link(items, item, cells, cell, word, target, following)
+    unlink(state, item, cells, cell, word)
+    following = cells[cell, word + w.FIRST_ITEM] - 1 if target == w.NONE else next_item(links, target)
+    link(state, item, cells, cell, word, target, following)
 
 
 @inlined()
@@ -61,50 +72,50 @@ def _found(state, cells, cell, word, owner):
     """Return a total's ranking, NONE if it has none."""
     if cells[cell, word + w.N_ITEMS] <= w.RANKING_UNTIL:
         return np.int64(w.NONE)
-    return find(state.items, state.slots, beside(owner), np.int64(0))
+    return find(state, beside(owner), np.int64(0))
 
 
 @inlined()
 def rank_more(state, cells, cell, word, owner, tally, item, low, mid, high):
     """Take note that an item, which may be new, became more frequent, and that this was added to its sum."""
     n_items = cells[cell, word + w.N_ITEMS]
-    items = state.items
+    items, links = state.items, state.item_links
     ranking = _found(state, cells, cell, word, owner)
     if ranking == w.NONE:
         if n_items > w.RANKING_FROM:
             _begin(at(state), cell, word, owner, tally)
         return
-    add_limbs(items, ranking, w.ITEM_WORDS, low, mid, high)
-    last = items[ranking, w.RANKING_LAST]
-    was_ranked = items[item, w.ITEM_RANKED] == 1
+    add_limbs(items, ranking, w.ITEM_LIMBS, low, mid, high)
+    last = np.int64(links[ranking, w.RANKING_LAST])
+    was_ranked = links[item, w.ITEM_RANKED] == 1
     if not was_ranked:
         n_ranked = items[ranking, w.ITEM_COUNT]
         if n_ranked == 0:
             return
         # If all others are ranked, it is the next one even if it comes last.
         if n_ranked < n_items - 1 and not comes_before(state, _kind(tally), item, last):
-            if items[item, w.ITEM_PREVIOUS] == w.NONE:
+            if previous_item(links, item) == w.NONE:
                 # It is new.
-                _move(items, item, cells, cell, word, last)
+                _move(state, item, cells, cell, word, last)
             return
-    target = items[item, w.ITEM_PREVIOUS] if was_ranked else last
+    target = previous_item(links, item) if was_ranked else last
     while target != w.NONE and target != item and comes_before(state, _kind(tally), item, target):
-        target = items[target, w.ITEM_PREVIOUS]
+        target = previous_item(links, target)
     if target == item:
         # It is new and at the front already.
         target = np.int64(w.NONE)
-    before = items[item, w.ITEM_PREVIOUS]
-    _move(items, item, cells, cell, word, target)
+    before = previous_item(links, item)
+    _move(state, item, cells, cell, word, target)
     if was_ranked:
         if item == last and target != before:
-            items[ranking, w.RANKING_LAST] = before
+            links[ranking, w.RANKING_LAST] = before
         return
-    items[item, w.ITEM_RANKED] = 1
+    links[item, w.ITEM_RANKED] = 1
     items[ranking, w.ITEM_COUNT] += 1
     if target == last:
-        items[ranking, w.RANKING_LAST] = item
+        links[ranking, w.RANKING_LAST] = item
     if items[ranking, w.ITEM_COUNT] > _most_ranked(tally):
-        _drop_last(items, ranking)
+        _drop_last(state, ranking)
 
 
 @inlined()
@@ -114,47 +125,48 @@ def rank_less(state, cells, cell, word, owner, tally, item, low, mid, high):
     An item that has become 0 is still in the list, and is about to be taken out.
     """
     n_items = cells[cell, word + w.N_ITEMS]
-    items = state.items
+    items, links = state.items, state.item_links
     ranking = _found(state, cells, cell, word, owner)
     if ranking == w.NONE:
         return
     is_gone = items[item, w.ITEM_COUNT] == 0
     if is_gone and n_items - 1 == w.RANKING_UNTIL:
-        unchain(items, state.slots, ranking)
-        free_item(state.scalars, items, ranking)
+        unchain(state, ranking)
+        free_item(state, ranking)
         return
-    add_limbs(items, ranking, w.ITEM_WORDS, low, mid, high)
-    if items[item, w.ITEM_RANKED] == 0:
+    add_limbs(items, ranking, w.ITEM_LIMBS, low, mid, high)
+    if links[item, w.ITEM_RANKED] == 0:
         return
-    last = items[ranking, w.RANKING_LAST]
+    last = np.int64(links[ranking, w.RANKING_LAST])
     target = item
-    while target != last and comes_before(state, _kind(tally), items[target, w.ITEM_NEXT], item):
-        target = items[target, w.ITEM_NEXT]
+    while target != last and comes_before(state, _kind(tally), next_item(links, target), item):
+        target = next_item(links, target)
     if target != item:
-        _move(items, item, cells, cell, word, target)
+        _move(state, item, cells, cell, word, target)
         if target == last:
-            items[ranking, w.RANKING_LAST] = item
+            links[ranking, w.RANKING_LAST] = item
     # What comes last now may come after others that are not ranked.
-    if is_gone or (items[ranking, w.RANKING_LAST] == item and items[ranking, w.ITEM_COUNT] < n_items):
-        _drop_last(items, ranking)
+    if is_gone or (links[ranking, w.RANKING_LAST] == item and items[ranking, w.ITEM_COUNT] < n_items):
+        _drop_last(state, ranking)
 
 
 @inlined()
-def _drop_last(items, ranking):
-    last = items[ranking, w.RANKING_LAST]
-    items[last, w.ITEM_RANKED] = 0
-    items[ranking, w.RANKING_LAST] = items[last, w.ITEM_PREVIOUS]
+def _drop_last(state, ranking):
+    items, links = state.items, state.item_links
+    last = np.int64(links[ranking, w.RANKING_LAST])
+    links[last, w.ITEM_RANKED] = 0
+    links[ranking, w.RANKING_LAST] = previous_item(links, last)
     items[ranking, w.ITEM_COUNT] -= 1
 
 
 @inner()
-def sum_of(items, item):
+def sum_of(items, links, item):
     """Return the limbs of the sum over the items of a list from one on."""
     low, mid, high = uint64(0), uint64(0), uint64(0)
     while item != w.NONE:
-        item_low, item_mid, item_high = load_limbs(items, item, w.ITEM_WORDS)
+        item_low, item_mid, item_high = load_limbs(items, item, w.ITEM_LIMBS)
         low, mid, high = add(low, mid, high, item_low, item_mid, item_high)
-        item = items[item, w.ITEM_NEXT]
+        item = next_item(links, item)
     return low, mid, high
 
 
@@ -162,9 +174,9 @@ def sum_of(items, item):
 def _begin(packed, cell, word, owner, tally):
     _, state = unpacked(packed)
     items, cells = state.items, state.entities
-    ranking = enter(state.scalars, items, state.slots, beside(owner), np.int64(0))
-    low, mid, high = sum_of(items, cells[cell, word + w.FIRST_ITEM] - 1)
-    add_limbs(items, ranking, w.ITEM_WORDS, low, mid, high)
+    ranking = enter(state, beside(owner), np.int64(0))
+    low, mid, high = sum_of(items, state.item_links, cells[cell, word + w.FIRST_ITEM] - 1)
+    add_limbs(items, ranking, w.ITEM_LIMBS, low, mid, high)
     _rank_all(at(state), cell, word, ranking, tally)
 
 
@@ -172,17 +184,17 @@ def _begin(packed, cell, word, owner, tally):
 def _rank_all(packed, cell, word, ranking, tally):
     """Make the ranking again, from all items."""
     _, state = unpacked(packed)
-    items, chosen, cells = state.items, state.chosen, state.entities
+    items, links, chosen, cells = state.items, state.item_links, state.chosen, state.entities
     n_chosen = select(at(state), cells[cell, word + w.FIRST_ITEM] - 1, _kind(tally), _most_ranked(tally))
     item = cells[cell, word + w.FIRST_ITEM] - 1
     while item != w.NONE:
-        items[item, w.ITEM_RANKED] = 0
-        item = items[item, w.ITEM_NEXT]
+        links[item, w.ITEM_RANKED] = 0
+        item = next_item(links, item)
     for place in range(n_chosen - 1, -1, -1):
-        items[chosen[place], w.ITEM_RANKED] = 1
-        _move(items, chosen[place], cells, cell, word, w.NONE)
+        links[chosen[place], w.ITEM_RANKED] = 1
+        _move(state, chosen[place], cells, cell, word, w.NONE)
     items[ranking, w.ITEM_COUNT] = n_chosen
-    items[ranking, w.RANKING_LAST] = chosen[n_chosen - 1]
+    links[ranking, w.RANKING_LAST] = chosen[n_chosen - 1]
 
 
 @inner()
@@ -200,7 +212,7 @@ def select(packed, item, kind, size):
         if place < size:
             chosen[place] = item
             n_chosen = min(n_chosen + 1, size)
-        item = state.items[item, w.ITEM_NEXT]
+        item = next_item(state.item_links, item)
     return n_chosen
 
 

@@ -24,7 +24,7 @@ from unskew.features.kernel.arithmetic import (
 from unskew.features.kernel.bags import first_item, total_owner
 from unskew.features.kernel.comparing import is_other
 from unskew.features.kernel.grid import ordinal
-from unskew.features.kernel.items import fetch_item
+from unskew.features.kernel.items import fetch_item, next_item
 from unskew.features.kernel.packed import at, unpacked
 from unskew.features.kernel.rankings import comes_before, ranking_of, select, sum_of
 from unskew.features.kernel.tallies import is_tallied, tallied_bin, tallied_ranks
@@ -197,7 +197,7 @@ def _mode(program, state, entity, index):
     while item != w.NONE and not is_ranked:
         if comes_before(state, kind, item, best):
             best = item
-        item = items[item, w.ITEM_NEXT]
+        item = next_item(state.item_links, item)
     return items[best, w.ITEM_CODE]
 
 
@@ -217,7 +217,7 @@ def _choose(program, state, entity, index, ranking, kind, size):
         while item != w.NONE and n_chosen < size:
             state.chosen[n_chosen] = item
             n_chosen += 1
-            item = state.items[item, w.ITEM_NEXT]
+            item = next_item(state.item_links, item)
     for place in range(min(n_chosen, features[index, w.F_N_HINTS])):
         entities[entity, features[index, w.F_HINTS] + place] = state.chosen[place]
     return n_chosen
@@ -230,7 +230,7 @@ def fetch_hinted(packed, entity):
     features = program.features
     for index in range(len(features)):
         for place in range(features[index, w.F_N_HINTS]):
-            fetch_item(state.items, state.entities[entity, features[index, w.F_HINTS] + place])
+            fetch_item(state, state.entities[entity, features[index, w.F_HINTS] + place])
 
 
 @inlined()
@@ -255,9 +255,9 @@ def _quantile(program, state, entity, index, rank):
     if state.entities[entity, word + w.N_ITEMS] > w.TALLY_UNTIL and is_tallied(state, owner, tally):
         code = tallied_bin(at(state), owner, tally, rank)
     elif state.entities[entity, word + w.N_ITEMS] <= w.TALLY_FROM:
-        code = _bin_of_few(state.items, first_item(state.entities, entity, word), rank, state.chosen)
+        code = _bin_of_few(state.items, state.item_links, first_item(state.entities, entity, word), rank, state.chosen)
     else:
-        code = _bin(state.items, first_item(state.entities, entity, word), rank)
+        code = _bin(state.items, state.item_links, first_item(state.entities, entity, word), rank)
     if code == 0:
         return np.int64(0)
     bits = program.features[index, w.F_BIN_BITS]
@@ -266,7 +266,7 @@ def _quantile(program, state, entity, index, rank):
 
 
 @inner()
-def _bin(items, first, rank):
+def _bin(items, links, first, rank):
     """Return the bin of a rank, found by halving the range of codes, without sorting."""
     low = items[first, w.ITEM_CODE]
     high = low
@@ -274,7 +274,7 @@ def _bin(items, first, rank):
     while item != w.NONE:
         low = min(low, items[item, w.ITEM_CODE])
         high = max(high, items[item, w.ITEM_CODE])
-        item = items[item, w.ITEM_NEXT]
+        item = next_item(links, item)
     while low < high:
         middle = low + ((high - low) >> 1)
         below = np.int64(0)
@@ -282,7 +282,7 @@ def _bin(items, first, rank):
         while item != w.NONE:
             if items[item, w.ITEM_CODE] <= middle:
                 below += items[item, w.ITEM_COUNT]
-            item = items[item, w.ITEM_NEXT]
+            item = next_item(links, item)
         if below >= rank:
             high = middle
         else:
@@ -291,7 +291,7 @@ def _bin(items, first, rank):
 
 
 @inner()
-def _bin_of_few(items, first, rank, chosen):
+def _bin_of_few(items, links, first, rank, chosen):
     """Return the same of at most ``TALLY_FROM`` items: their codes and counts side by side are soon counted again."""
     low = items[first, w.ITEM_CODE]
     high = low
@@ -303,7 +303,7 @@ def _bin_of_few(items, first, rank, chosen):
         chosen[w.TALLY_FROM + n_items] = items[item, w.ITEM_COUNT]
         low, high = min(low, code), max(high, code)
         n_items += 1
-        item = items[item, w.ITEM_NEXT]
+        item = next_item(links, item)
     while low < high:
         middle = low + ((high - low) >> 1)
         below = np.int64(0)
@@ -356,7 +356,7 @@ def _approximate(program, state, entity, index):
     if state.entities[entity, word + w.N_ITEMS] > w.TALLY_UNTIL and is_tallied(state, owner, np.int64(w.TALLY_RANKS)):
         n_set = tallied_ranks(at(state), owner, state.ranks)
     else:
-        n_set = _count_ranks(state.items, first_item(state.entities, entity, word), state.ranks)
+        n_set = _count_ranks(state.items, state.item_links, first_item(state.entities, entity, word), state.ranks)
     bits = program.features[index, w.F_REGISTER_BITS]
     most = 64 - bits
     m = float(np.int64(1) << bits)
@@ -370,7 +370,7 @@ def _approximate(program, state, entity, index):
 
 
 @inner()
-def _count_ranks(items, first, ranks):
+def _count_ranks(items, links, first, ranks):
     """Write the number of registers with each highest rank to the start of ``ranks``; return the number of all.
 
     Behind them are the ranks of the registers, all 0 before and after.
@@ -383,14 +383,14 @@ def _count_ranks(items, first, ranks):
         if ranks[w.N_RANKS + register] == 0:
             n_set += 1
         ranks[w.N_RANKS + register] = max(ranks[w.N_RANKS + register], rank)
-        item = items[item, w.ITEM_NEXT]
+        item = next_item(links, item)
     item = first
     while item != w.NONE:
         place = w.N_RANKS + (items[item, w.ITEM_CODE] >> 6)
         if ranks[place] > 0:
             ranks[ranks[place]] += 1
             ranks[place] = 0
-        item = items[item, w.ITEM_NEXT]
+        item = next_item(links, item)
     return n_set
 
 
@@ -495,7 +495,7 @@ def _list(program, state, entity, index, count, values):
             while item != w.NONE and n_read < most:
                 n_read += 1
                 values[out + n_read] = state.items[item, w.ITEM_CODE]
-                item = state.items[item, w.ITEM_NEXT]
+                item = next_item(state.item_links, item)
         tile = previous_of(state, tile) if latest else next_of(state, tile)
     values[out] = n_read
 
@@ -517,7 +517,7 @@ def _map(program, state, entity, index, count, values):
         item = state.chosen[place]
         if n_pairs == most or is_other(state.text_records, state.text_pool, items[item, w.ITEM_CODE]):
             continue
-        item_low, item_mid, item_high = load_limbs(items, item, w.ITEM_WORDS)
+        item_low, item_mid, item_high = load_limbs(items, item, w.ITEM_LIMBS)
         values[out + 1 + 2 * n_pairs] = items[item, w.ITEM_CODE]
         values[out + 2 + 2 * n_pairs] = _map_value(
             program, state, index, items[item, w.ITEM_COUNT], item_low, item_mid, item_high
@@ -530,9 +530,9 @@ def _map(program, state, entity, index, count, values):
         if has_sums:
             low, mid, high = negate(low, mid, high)
             if ranking != w.NONE:
-                item_low, item_mid, item_high = load_limbs(items, ranking, w.ITEM_WORDS)
+                item_low, item_mid, item_high = load_limbs(items, ranking, w.ITEM_LIMBS)
             else:
-                item_low, item_mid, item_high = sum_of(items, first)
+                item_low, item_mid, item_high = sum_of(items, state.item_links, first)
             low, mid, high = add(low, mid, high, item_low, item_mid, item_high)
         values[out + 1 + 2 * n_pairs] = w.OTHER_KEY
         values[out + 2 + 2 * n_pairs] = _map_value(program, state, index, count, low, mid, high)

@@ -20,8 +20,8 @@ class State(NamedTuple):
       ``F_HINTS`` and ``F_DECAYED`` of a feature.
     - ``tiles`` [tiles, ...]: columns ``TILE_...``; ``links``: their memory as columns ``LINK_...``. ``ring``: the first
       chunk of each bucket. ``chunks`` [chunks, 16]: columns ``CHUNK_...``.
-    - ``items`` [items, 10]: columns ``ITEM_...``, of the multisets and lists of all cells. ``slots``: the first item of
-      each slot of the hash table that finds items of multisets.
+    - ``items`` [items, 8]: columns ``ITEM_...``, of the multisets and lists of all cells; ``item_links``: their memory
+      as numbers of 32 bits. ``slots``: the first item of each slot of the hash table that finds items of multisets.
     - ``text_records``, ``text_pool``: from the directory of texts, whose rows stand for them in numbers.
     - ``closings`` [sessions, ...]: columns ``C_...``, sessions that closed since they were last taken out: entity row,
       instant, partition and offset of the latest event, a bit for each value that is present, the values. It has no
@@ -43,7 +43,8 @@ class State(NamedTuple):
     ring: npt.NDArray[np.int32]
     chunks: npt.NDArray[np.int32]
     items: Ints
-    slots: Ints
+    item_links: npt.NDArray[np.int32]
+    slots: npt.NDArray[np.int32]
     text_records: Ints
     text_pool: npt.NDArray[np.uint8]
     chosen: Ints

@@ -11,7 +11,8 @@ Arrays, with n entities, m tiles, k touched entities, v words of values, w words
   window by window from old to new; words of multisets and lists are 0
 - ``touched`` i8 [k, 5]: entity, cause bits, event time, partition, offset of what the open instant has touched
 - ``late`` i8 [windows, 8]
-- ``items`` i8 [i, 4+4]: tile, accumulator, code, count, and its words; only items of tiles, lists in their order
+- ``items`` i8 [i, 4+4]: tile, accumulator, code, count, and the limbs of a sum (the last word is 0) or an event's place
+  in the order of events; only items of tiles, lists in their order
 - ``text_lengths`` i4 [t], -1 for a free row, and ``text_bytes`` u1: the texts that numbers stand for
 
 Totals, lists and rings are rebuilt from these.
@@ -33,6 +34,7 @@ from unskew.features.kernel.directory import Directory
 from unskew.features.kernel.engine import tile_of
 from unskew.features.kernel.event_order import load_event
 from unskew.features.kernel.grid import ordinal
+from unskew.features.kernel.items import next_item
 from unskew.features.kernel.packed import at, unpacked, write_packed
 from unskew.features.kernel.program import Program
 from unskew.features.kernel.sealed import sealed, unseal
@@ -45,6 +47,7 @@ LAYOUT = 2
 MAGIC = b"unskew\x00S"
 # Columns of stored items.
 I_TILE, I_ACCUMULATOR, I_CODE, I_COUNT, I_WORDS = range(5)
+I_N_WORDS = 4
 
 
 class Tiles(NamedTuple):
@@ -122,11 +125,14 @@ def _collect(program, state, rows, entities, windows, numbers, words, items):
                         items[item_place, I_TILE] = place
                         items[item_place, I_ACCUMULATOR] = accumulator
                         items[item_place, I_CODE] = state.items[item, w.ITEM_CODE]
-                        items[item_place, I_COUNT] = state.items[item, w.ITEM_COUNT]
-                        for position in range(w.N_ITEM_WORDS):
-                            items[item_place, I_WORDS + position] = state.items[item, w.ITEM_WORDS + position]
+                        is_listed = op != w.BAG
+                        items[item_place, I_COUNT] = 1 if is_listed else state.items[item, w.ITEM_COUNT]
+                        first = w.ITEM_EVENT if is_listed else w.ITEM_LIMBS
+                        items[item_place, I_WORDS:] = 0
+                        for position in range(w.ITEM_WORDS - first):
+                            items[item_place, I_WORDS + position] = state.items[item, first + position]
                         item_place += 1
-                        item = state.items[item, w.ITEM_NEXT]
+                        item = next_item(state.item_links, item)
                 place += 1
                 tile = next_of(state, tile)
     return item_place
@@ -135,7 +141,7 @@ def _collect(program, state, rows, entities, windows, numbers, words, items):
 @inner()
 def _restore_item(packed, tile, items, place):
     """Add a stored item to its tile."""
-    program, state = unpacked(packed)
+    program, _ = unpacked(packed)
     accumulator = items[place, I_ACCUMULATOR]
     op = program.accumulators[accumulator, w.A_OP]
     word = w.TILE_WORDS + program.accumulators[accumulator, w.A_WORD]
@@ -149,8 +155,8 @@ def _restore_item(packed, tile, items, place):
         )  # fmt: skip
     else:
         put_in_order(
-            state.scalars, state.items, state.tiles, tile, word, owner, op,
-            program.accumulators[accumulator, w.A_SIZE], code, load_event(items, place, I_WORDS),
+            packed, tile, word, owner, op, program.accumulators[accumulator, w.A_SIZE], code,
+            load_event(items, place, I_WORDS),
         )  # fmt: skip
 
 
@@ -199,7 +205,7 @@ def pack(
         np.empty(n_tiles, np.int32),
         np.empty(n_tiles, np.int64),
         np.empty((n_tiles, program.n_words), np.int64),
-        np.empty((int(state.scalars[w.S_ITEMS]), I_WORDS + w.N_ITEM_WORDS), np.int64),
+        np.empty((int(state.scalars[w.S_ITEMS]), I_WORDS + I_N_WORDS), np.int64),
     )
     n_items = _collect(program, state, rows, *tiles)
     touched = state.touched[: int(state.scalars[w.S_TOUCHED])].copy()

@@ -16,14 +16,14 @@ from numba import uint64
 from unskew.features.jit import inlined, inner
 from unskew.features.kernel import words as w
 from unskew.features.kernel.arithmetic import leading_zeros
-from unskew.features.kernel.items import enter, find, free_item, unchain
+from unskew.features.kernel.items import enter, find, free_item, next_item, unchain
 from unskew.features.kernel.packed import at, unpacked
 from unskew.features.kernel.program import Program
 
 # Parts of a tally begin at codes that no multiset has. The levels of a tree of bins are parts, from the lowest on.
 _PART_BITS = 50
 _REGISTERS, _RANKS, _ALL = range(1, 4)
-# So many counts are in one item.
+# So many counts are in one item, from the word of its count on.
 _FAN_BITS, _FAN = 2, 4
 
 
@@ -50,7 +50,7 @@ def _least_bin(tally):
 def is_tallied(state, owner, tally):
     """Return true if there is a tally of the multiset of ``owner``, an entity's total."""
     code = _code(tally, np.int64(0)) if tally > 0 else _code(_ALL, np.int64(0))
-    return find(state.items, state.slots, owner, code) != w.NONE
+    return find(state, owner, code) != w.NONE
 
 
 @inner()
@@ -86,7 +86,7 @@ def _count_all(packed, cell, word, owner, tally, sign):
     while item != w.NONE:
         code, count = state.items[item, w.ITEM_CODE], state.items[item, w.ITEM_COUNT]
         _count(at(state), owner, tally, code, sign * count, sign)
-        item = state.items[item, w.ITEM_NEXT]
+        item = next_item(state.item_links, item)
 
 
 @inner()
@@ -107,14 +107,16 @@ def _add(packed, owner, part, place, count):
     _, state = unpacked(packed)
     items = state.items
     code = _code(part, place >> _FAN_BITS)
-    item = find(items, state.slots, owner, code)
+    item = find(state, owner, code)
     if item == w.NONE:
-        item = enter(state.scalars, items, state.slots, owner, code)
-    items[item, w.ITEM_WORDS + (place & (_FAN - 1))] += count
-    items[item, w.ITEM_COUNT] += count
-    if items[item, w.ITEM_COUNT] == 0:
-        unchain(items, state.slots, item)
-        free_item(state.scalars, items, item)
+        item = enter(state, owner, code)
+    items[item, w.ITEM_COUNT + (place & (_FAN - 1))] += count
+    left = np.int64(0)
+    for child in range(_FAN):
+        left += items[item, w.ITEM_COUNT + child]
+    if left == 0:
+        unchain(state, item)
+        free_item(state, item)
 
 
 @inner()
@@ -122,9 +124,9 @@ def _count_rank(packed, owner, register, rank):
     """Enter that a rank came to a register, or went."""
     _, state = unpacked(packed)
     items = state.items
-    item = find(items, state.slots, owner, _code(_REGISTERS, register))
+    item = find(state, owner, _code(_REGISTERS, register))
     if item == w.NONE:
-        item = enter(state.scalars, items, state.slots, owner, _code(_REGISTERS, register))
+        item = enter(state, owner, _code(_REGISTERS, register))
         _add(at(state), owner, _ALL, np.int64(0), np.int64(1))
     ranks = items[item, w.ITEM_COUNT]
     changed = ranks ^ (np.int64(1) << rank)
@@ -135,8 +137,8 @@ def _count_rank(packed, owner, register, rank):
         items[item, w.ITEM_COUNT] = changed
     else:
         _add(at(state), owner, _ALL, np.int64(0), np.int64(-1))
-        unchain(items, state.slots, item)
-        free_item(state.scalars, items, item)
+        unchain(state, item)
+        free_item(state, item)
 
 
 @inlined()
@@ -151,10 +153,10 @@ def tallied_bin(packed, owner, tally, rank):
     items = state.items
     place = np.int64(0)
     for level in range(tally, 0, -1):
-        item = find(items, state.slots, owner, _code(level, place))
+        item = find(state, owner, _code(level, place))
         child = np.int64(0)
-        while child < _FAN - 1 and items[item, w.ITEM_WORDS + child] < rank:
-            rank -= items[item, w.ITEM_WORDS + child]
+        while child < _FAN - 1 and items[item, w.ITEM_COUNT + child] < rank:
+            rank -= items[item, w.ITEM_COUNT + child]
             child += 1
         place = (place << _FAN_BITS) + child
     return place + _least_bin(tally)
@@ -167,8 +169,8 @@ def tallied_ranks(packed, owner, ranks):
     items = state.items
     ranks[: w.N_RANKS] = 0
     for place in range(0, 64, _FAN):
-        item = find(items, state.slots, owner, _code(_RANKS, np.int64(place >> _FAN_BITS)))
+        item = find(state, owner, _code(_RANKS, np.int64(place >> _FAN_BITS)))
         if item != w.NONE:
             for child in range(_FAN):
-                ranks[place + child] = items[item, w.ITEM_WORDS + child]
-    return items[find(items, state.slots, owner, _code(_ALL, np.int64(0))), w.ITEM_COUNT]
+                ranks[place + child] = items[item, w.ITEM_COUNT + child]
+    return items[find(state, owner, _code(_ALL, np.int64(0))), w.ITEM_COUNT]

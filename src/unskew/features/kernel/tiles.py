@@ -32,7 +32,7 @@ def with_more(rows: npt.NDArray[np.int64], capacity: int) -> npt.NDArray[np.int6
 
 
 def links_of(tiles: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
-    """Return the memory of tiles as numbers of 32 bits, in which their links are."""
+    """Return the memory of tiles, or of items, as numbers of 32 bits, in which their links are."""
     return tiles.view(np.int32)
 
 

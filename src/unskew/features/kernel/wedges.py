@@ -20,7 +20,7 @@ from unskew.features.jit import inlined, inner
 from unskew.features.kernel import words as w
 from unskew.features.kernel.bags import total_owner
 from unskew.features.kernel.comparing import text_before
-from unskew.features.kernel.items import beside, enter, find, free_item, new_item, unchain
+from unskew.features.kernel.items import beside, enter, find, free_item, new_item, next_item, previous_item, unchain
 from unskew.features.kernel.packed import at, unpacked
 from unskew.features.kernel.tiles import previous_of
 
@@ -45,15 +45,15 @@ def has_wedges(state, entity):
 def begin(packed, entity, index):
     """Begin the wedge of an accumulator, which covers no tile yet, if room is spare."""
     program, state = unpacked(packed)
-    scalars, items = state.scalars, state.items
+    scalars, items, links = state.scalars, state.items, state.item_links
     if scalars[w.S_LACKED] > 0 or scalars[w.S_SPARE] < 1:
         _note_lack(state, entity)
         return
-    wedge = enter(scalars, items, state.slots, beside(total_owner(program, entity, index)), np.int64(0))
+    wedge = enter(state, beside(total_owner(program, entity, index)), np.int64(0))
     scalars[w.S_SPARE] -= 1
     items[wedge, w.ITEM_COUNT] = w.NEVER
-    items[wedge, w.WEDGE_FIRST] = w.NONE
-    items[wedge, w.WEDGE_LAST] = w.NONE
+    links[wedge, w.WEDGE_FIRST] = w.NONE
+    links[wedge, w.WEDGE_LAST] = w.NONE
     state.entities[entity, w.ENTITY_MARKS] |= w.MARK_WEDGE
 
 
@@ -62,11 +62,13 @@ def shorten(packed, entity, index, number):
     """Take note that the tile of this number has a better value than before."""
     program, state = unpacked(packed)
     items = state.items
-    wedge = find(items, state.slots, beside(total_owner(program, entity, index)), np.int64(0))
+    wedge = find(state, beside(total_owner(program, entity, index)), np.int64(0))
     if wedge == w.NONE or items[wedge, w.ITEM_COUNT] < number:
         return
-    while items[wedge, w.WEDGE_LAST] != w.NONE and items[items[wedge, w.WEDGE_LAST], w.ITEM_CODE] >= number:
-        _drop(state, wedge, items[wedge, w.WEDGE_LAST])
+    last = np.int64(state.item_links[wedge, w.WEDGE_LAST])
+    while last != w.NONE and items[last, w.ITEM_CODE] >= number:
+        _drop(state, wedge, last)
+        last = np.int64(state.item_links[wedge, w.WEDGE_LAST])
     items[wedge, w.ITEM_COUNT] = number - 1
 
 
@@ -78,13 +80,15 @@ def best_of_others(packed, entity, window, index, left):
     """
     program, state = unpacked(packed)
     items = state.items
-    wedge = find(items, state.slots, beside(total_owner(program, entity, index)), np.int64(0))
+    wedge = find(state, beside(total_owner(program, entity, index)), np.int64(0))
     if wedge == w.NONE:
         return False, np.int64(0)
-    while items[wedge, w.WEDGE_FIRST] != w.NONE and items[items[wedge, w.WEDGE_FIRST], w.ITEM_CODE] <= left:
-        _drop(state, wedge, items[wedge, w.WEDGE_FIRST])
+    first = np.int64(state.item_links[wedge, w.WEDGE_FIRST])
+    while first != w.NONE and items[first, w.ITEM_CODE] <= left:
+        _drop(state, wedge, first)
+        first = np.int64(state.item_links[wedge, w.WEDGE_FIRST])
     has_room = _extend(at(state), entity, window, index, wedge)
-    first = items[wedge, w.WEDGE_FIRST]
+    first = np.int64(state.item_links[wedge, w.WEDGE_FIRST])
     if has_room and first != w.NONE:
         return True, items[first, w.ITEM_COUNT]
     if not has_room:
@@ -103,13 +107,13 @@ def _note_lack(state, entity):
 def _extend(packed, entity, window, index, wedge):
     """Cover all tiles; return false if there is no room for that."""
     program, state = unpacked(packed)
-    items, tiles = state.items, state.tiles
+    items, links, tiles = state.items, state.item_links, state.tiles
     op, kind = program.accumulators[index, w.A_OP], program.accumulators[index, w.A_KIND]
     word = w.TILE_WORDS + program.accumulators[index, w.A_WORD]
     count_word = w.TILE_WORDS + program.accumulators[index, w.A_COUNT_WORD]
     newest = state.entities[entity, program.windows[window, w.W_NEWEST]]
     covered = items[wedge, w.ITEM_COUNT]
-    last = items[wedge, w.WEDGE_LAST]
+    last = np.int64(links[wedge, w.WEDGE_LAST])
     # From the newest tile back, so that each is compared with the best one behind it.
     front = np.int64(w.NONE)
     tile = newest
@@ -119,7 +123,7 @@ def _extend(packed, entity, window, index, wedge):
             front == w.NONE or goes_before(state, op, kind, value, items[front, w.ITEM_COUNT])
         ):
             while last != w.NONE and not goes_before(state, op, kind, items[last, w.ITEM_COUNT], value):
-                before = items[last, w.ITEM_PREVIOUS]
+                before = previous_item(links, last)
                 _drop(state, wedge, last)
                 last = before
             if state.scalars[w.S_SPARE] < 1:
@@ -134,36 +138,38 @@ def _extend(packed, entity, window, index, wedge):
 @inlined()
 def _put_between(state, wedge, before, after, number, value):
     """Return a new element between two others, or NONE."""
-    items = state.items
-    element = new_item(state.scalars, items)
+    items, links = state.items, state.item_links
+    element = new_item(state)
     state.scalars[w.S_SPARE] -= 1
     # The accumulator itself, which has no other items.
     items[element, w.ITEM_OWNER] = beside(items[wedge, w.ITEM_OWNER])
     items[element, w.ITEM_CODE] = number
     items[element, w.ITEM_COUNT] = value
-    items[element, w.ITEM_PREVIOUS] = before
-    items[element, w.ITEM_NEXT] = after
-    items[wedge if before == w.NONE else before, w.WEDGE_FIRST if before == w.NONE else w.ITEM_NEXT] = element
-    items[wedge if after == w.NONE else after, w.WEDGE_LAST if after == w.NONE else w.ITEM_PREVIOUS] = element
+    links[element, w.ITEM_PREVIOUS] = before
+    links[element, w.ITEM_NEXT] = after
+    links[wedge if before == w.NONE else before, w.ITEM_NEXT] = element
+    links[wedge if after == w.NONE else after, w.ITEM_PREVIOUS] = element
     return element
 
 
 @inlined()
 def _drop(state, wedge, element):
     """Take an element out and free it."""
-    items = state.items
-    before, after = items[element, w.ITEM_PREVIOUS], items[element, w.ITEM_NEXT]
-    items[wedge if before == w.NONE else before, w.WEDGE_FIRST if before == w.NONE else w.ITEM_NEXT] = after
-    items[wedge if after == w.NONE else after, w.WEDGE_LAST if after == w.NONE else w.ITEM_PREVIOUS] = before
-    free_item(state.scalars, items, element)
+    links = state.item_links
+    before, after = previous_item(links, element), next_item(links, element)
+    links[wedge if before == w.NONE else before, w.ITEM_NEXT] = after
+    links[wedge if after == w.NONE else after, w.ITEM_PREVIOUS] = before
+    free_item(state, element)
     state.scalars[w.S_SPARE] += 1
 
 
 @inner()
 def _end(packed, wedge):
     _, state = unpacked(packed)
-    while state.items[wedge, w.WEDGE_FIRST] != w.NONE:
-        _drop(state, wedge, state.items[wedge, w.WEDGE_FIRST])
-    unchain(state.items, state.slots, wedge)
-    free_item(state.scalars, state.items, wedge)
+    first = np.int64(state.item_links[wedge, w.WEDGE_FIRST])
+    while first != w.NONE:
+        _drop(state, wedge, first)
+        first = np.int64(state.item_links[wedge, w.WEDGE_FIRST])
+    unchain(state, wedge)
+    free_item(state, wedge)
     state.scalars[w.S_SPARE] += 1

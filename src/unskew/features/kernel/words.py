@@ -133,15 +133,18 @@ LINK_NEXT, LINK_PREVIOUS, LINK_ROW = range(2 * TILE_LINKS, 2 * TILE_LINKS + 3)
 CHUNK_NEXT, CHUNK_COUNT, CHUNK_TILES = range(3)
 CHUNK_SIZE = 14
 
-# Columns of ``items``: an item's neighbours in its cell's list (ITEM_NEXT also links the free ones), the next one in
-# its slot of the table, its owner, its code (a number), how often it occurs, and then the limbs of a sum, or an event's
-# place in the order of events.
-ITEM_NEXT, ITEM_PREVIOUS, ITEM_CHAIN, ITEM_OWNER, ITEM_CODE, ITEM_COUNT, ITEM_WORDS = range(7)
-N_ITEM_WORDS = 4
-# The last word of an item of a total's multiset: 1 if it is ranked. That of a ranking itself: its last item.
-ITEM_RANKED = RANKING_LAST = ITEM_WORDS + 3
-# Words of a wedge: its first and last element, NONE if it has none.
-WEDGE_FIRST, WEDGE_LAST = ITEM_WORDS, ITEM_WORDS + 1
+# Columns of ``items``, each of which is a cache line: two words of links, its owner, its code (a number), how often it
+# occurs, and the limbs of a sum. An item of a list occurs once, and has an event's place in the order of events from
+# the word of its count on.
+ITEM_OWNER, ITEM_CODE, ITEM_COUNT, ITEM_LIMBS = range(2, 6)
+ITEM_WORDS = 8
+ITEM_EVENT = ITEM_COUNT
+# Columns of ``item_links``, the same memory as numbers of 32 bits: an item's neighbours in its cell's list (ITEM_NEXT
+# also links the free ones), the next one in its slot of the table, and for an item of a total's multiset 1 if it is
+# ranked. A ranking has its last item there, and a wedge its first and last element, NONE if it has none.
+ITEM_NEXT, ITEM_PREVIOUS, ITEM_CHAIN, ITEM_RANKED = range(4)
+RANKING_LAST = ITEM_RANKED
+WEDGE_FIRST, WEDGE_LAST = ITEM_NEXT, ITEM_PREVIOUS
 
 # Columns of ``closings``: sessions that have closed.
 C_ROW, C_INSTANT, C_PARTITION, C_OFFSET, C_PRESENT, C_VALUES = range(6)
