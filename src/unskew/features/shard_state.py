@@ -18,7 +18,7 @@ from unskew.features.kernel.engine import current, reset_rows, run, take_dead
 from unskew.features.kernel.items import fill_slots
 from unskew.features.kernel.packed import PACKED_WORDS
 from unskew.features.kernel.program import Column, Program, lower
-from unskew.features.kernel.results import column, series, take_firsts
+from unskew.features.kernel.results import column, series
 from unskew.features.kernel.row_words import CurrentWords, RowWords, joined
 from unskew.features.kernel.sealed import sealed, unseal
 from unskew.features.kernel.state import Batch, Rows, State
@@ -65,7 +65,6 @@ class ShardState:
         self.since_us: int | None = None
         self._program, self._columns = lower(view)
         features = self._program.features
-        self._outs = features[:, w.F_OUT].copy()
         self._empty = np.zeros(self._program.value_words, np.int64)
         zero_when_empty = np.isin(features[:, w.F_READ], w.ZERO_WHEN_EMPTY)
         self._empty_present = np.bitwise_or.reduce(zero_when_empty.astype(np.int64) << np.arange(len(zero_when_empty)))
@@ -354,11 +353,11 @@ class ShardState:
             self.since_us = int(batch.arrival[0]) if len(batch.arrival) else clock_us
         done = 0
         n_words = self._program.value_words
-        rows = new_rows(n_words, max(_MIN_ROWS, min(2 * len(batch.rows), _MOST_ROW_WORDS // n_words)))
+        rows = new_rows(self._program, max(_MIN_ROWS, min(2 * len(batch.rows), _MOST_ROW_WORDS // n_words)))
         while True:
             needed = int(self._state.scalars[w.S_TOUCHED])
             if needed > len(rows.row):
-                rows = new_rows(self._program.value_words, 2 * needed)
+                rows = new_rows(self._program, 2 * needed)
             done = run(self._program, self._state, batch, done, clock_us, rows, self._scratch)
             if rows.n[0]:
                 take(rows)
@@ -380,7 +379,10 @@ class ShardState:
         keys = self.directory.gather(held[:, w.C_ROW].astype(np.int32)).to_series("key")
         instants = pl.Series("_arrival", held[:, w.C_INSTANT].copy())
         order = pl.DataFrame([instants, keys]).select(pl.arg_sort_by("_arrival", "key")).to_series()
-        features = self._features(np.ascontiguousarray(held[:, w.C_VALUES :]), None, held[:, w.C_PRESENT])
+        outs = self._program.features[:, w.F_OUT]
+        values = held[:, w.C_VALUES :]
+        firsts, others = np.ascontiguousarray(values[:, outs].T), np.delete(values, outs, axis=1)
+        features = self._features(firsts, others, None, held[:, w.C_PRESENT])
         frame = pl.DataFrame(
             [
                 *decode_keys(keys, self.view.entity).get_columns(),
@@ -498,7 +500,7 @@ class ShardState:
 
     def _nothing_closed(self) -> StepRows:
         if self._no_closed is None:
-            rows = new_rows(self._program.value_words, 0)
+            rows = new_rows(self._program, 0)
             self._no_closed = StepRows(self._frame(RowWords.of(rows, self.directory.gather(rows.row)), self.seq))
         return self._no_closed
 
@@ -550,7 +552,7 @@ class ShardState:
         return pl.DataFrame(
             [
                 *entity.get_columns(),
-                *self._outputs(words.values, order, words.present[order]),
+                *self._outputs(words.firsts, words.others, order, words.present[order]),
                 pl.Series("available_at", words.instants[order]).cast(_INSTANT),
                 series("event_time", words.event_times[order], caused).cast(_INSTANT),
                 series("partition", words.partitions[order].astype(np.int32), caused),
@@ -576,10 +578,18 @@ class ShardState:
         count = int(self._state.scalars[w.S_DIRTY])
         if count == 0 and self._no_current is not None:
             return self._no_current
-        rows = new_rows(self._program.value_words, count)
+        rows = new_rows(self._program, count)
         until, empty_at = np.empty(count, np.int64), np.empty(count, np.int64)
         current(self._program, self._state, rows, until, empty_at, self._scratch)
-        words = CurrentWords(self.directory.gather(rows.row), rows.instant, until, empty_at, rows.values, rows.present)
+        words = CurrentWords(
+            keys=self.directory.gather(rows.row),
+            changed_at=rows.instant,
+            until=until,
+            empty_at=empty_at,
+            firsts=rows.firsts,
+            others=rows.others,
+            present=rows.present,
+        )
         if 0 < count < FEW_ROWS and not self._as_texts:
             return StepRows.of(words, count, self._current_frames)
         current_rows = StepRows(self._current_frame([words]))
@@ -596,7 +606,7 @@ class ShardState:
         return pl.DataFrame(
             [
                 words.keys.to_series("key"),
-                *self._outputs(words.values, None, words.present),
+                *self._outputs(words.firsts, words.others, None, words.present),
                 pl.Series("_at", words.changed_at),
                 series("_until", words.until, words.until != w.FOREVER),
                 series("_empty_at", words.empty_at, (words.empty_at != w.NEVER) & (words.empty_at != w.FOREVER)),
@@ -605,26 +615,33 @@ class ShardState:
         )
 
     def _outputs(
-        self, words: npt.NDArray[np.int64], order: npt.NDArray[np.int64] | None, present: npt.NDArray[np.int64]
+        self,
+        firsts: npt.NDArray[np.int64],
+        others: npt.NDArray[np.int64],
+        order: npt.NDArray[np.int64] | None,
+        present: npt.NDArray[np.int64],
     ) -> list[pl.Series]:
         """Return the columns of all outputs: the features, and what is derived from them."""
-        columns = self._features(words, order, present)
+        columns = self._features(firsts, others, order, present)
         if not self.view.derived:
             return columns
         derived = select(pl.DataFrame(columns), (plan.expr.alias(plan.name) for plan in self.view.derived))
         return [*columns, *derived.get_columns()]
 
     def _features(
-        self, words: npt.NDArray[np.int64], order: npt.NDArray[np.int64] | None, present: npt.NDArray[np.int64]
+        self,
+        firsts: npt.NDArray[np.int64],
+        others: npt.NDArray[np.int64],
+        order: npt.NDArray[np.int64] | None,
+        present: npt.NDArray[np.int64],
     ) -> list[pl.Series]:
-        firsts = np.empty((len(self._outs), len(present)), np.int64)
-        take_firsts(words, self._outs, np.arange(len(present)) if order is None else order, firsts)
         columns = []
         everywhere = int(np.bitwise_and.reduce(present))
         all_there = np.ones(len(present), np.bool_)
         for index, feature in enumerate(self.view.features):
             there = all_there if everywhere >> index & 1 else (present >> index) & 1 != 0
-            columns.append(column(feature, firsts[index], words, int(self._outs[index]), order, there, self._texts))
+            begin = int(self._program.features[index, w.F_OUT]) - index
+            columns.append(column(feature, firsts[index], others, begin, order, there, self._texts))
         return columns
 
     def _clear_dirty(self) -> None:
@@ -713,8 +730,9 @@ def _without(stored: state_bytes.Stored, gone: Callable[[pl.Series], pl.Series])
     )
 
 
-def new_rows(n_words: int, capacity: int) -> Rows:
-    """Return space for rows of values of ``n_words`` words."""
+def new_rows(program: Program, capacity: int) -> Rows:
+    """Return space for rows of a view's values."""
+    n_features = len(program.features)
     return Rows(
         n=np.zeros(1, np.int64),
         row=np.empty(capacity, np.int32),
@@ -723,7 +741,8 @@ def new_rows(n_words: int, capacity: int) -> Rows:
         event_time=np.empty(capacity, np.int64),
         partition=np.empty(capacity, np.int64),
         offset=np.empty(capacity, np.int64),
-        values=np.empty((capacity, n_words), np.int64),
+        firsts=np.empty((n_features, capacity), np.int64),
+        others=np.empty((capacity, program.value_words - n_features), np.int64),
         present=np.empty(capacity, np.int64),
     )
 

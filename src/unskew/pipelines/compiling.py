@@ -43,7 +43,7 @@ from unskew.features.kernel.engine import current, reset_rows, run, take_dead
 from unskew.features.kernel.items import fill_slots
 from unskew.features.kernel.packed import no_program
 from unskew.features.kernel.repeats import _forget, _join, _new_queue, _remember, _split
-from unskew.features.kernel.results import number_texts, take_firsts, take_items
+from unskew.features.kernel.results import number_texts, take_items
 from unskew.features.kernel.state import Batch
 from unskew.features.kernel.state_bytes import Tiles, _collect, _hang
 from unskew.features.shard_state import new_rows, new_state
@@ -73,7 +73,7 @@ def entries() -> list[list[Entry]]:
     program = no_program()
     state = new_state(program, 0)
     batch = Batch(narrow, shown, shown, shown, shown, shown, many_marks, tables, many_marks)
-    rows = new_rows(0, 0)
+    rows = new_rows(program, 0)
     arrays = Directory().arrays
     queue = _new_queue(0)
     tiles = Tiles(narrow, narrow, ints, tables, tables)
@@ -108,7 +108,6 @@ def entries() -> list[list[Entry]]:
         Entry.of(_write_heads, shown, shown_octets, hashes),
         Entry.of(_take_apart, hashes, 0, ints),
         Entry.of(take_dead, state, narrow),
-        Entry.of(take_firsts, tables, ints, ints, tables),
         Entry.of(take_items, tables, 1, ints, ints, tables),
         Entry.of(number_texts, ints, np.empty(0, np.uint32), narrow, np.empty(0, np.uint32)),
         Entry.of(reset_rows, program, state.entities, narrow, ints, np.int64(w.NONE)),

@@ -16,7 +16,7 @@ from unskew.features.kernel.bags import fetch_total, first_item, tile_owner, tot
 from unskew.features.kernel.grid import boundary, leaving, ordinal
 from unskew.features.kernel.items import fetch_item, fetch_slot
 from unskew.features.kernel.packed import at, unpacked, write_packed
-from unskew.features.kernel.reading import fetch_hinted, read_feature, read_row
+from unskew.features.kernel.reading import fetch_hinted, read_feature, read_row, value_end
 from unskew.features.kernel.tiles import (
     entity_of,
     fetch_chunk,
@@ -167,8 +167,7 @@ def _read_touched(program, state, entity, values):
         present &= ~bit
         if read_feature(program, state, entity, index, values):
             present |= bit
-        end = features[index + 1, w.F_OUT] if index + 1 < len(features) else program.value_words
-        for word in range(features[index, w.F_OUT], end):
+        for word in range(features[index, w.F_OUT], value_end(program, index)):
             if values[word] != entities[entity, w.ENTITY_VALUES + word]:
                 entities[entity, w.ENTITY_VALUES + word] = values[word]
                 differs = True
@@ -179,10 +178,23 @@ def _read_touched(program, state, entity, values):
 
 
 @inlined()
+def _write_values(program, rows, place, values):
+    """Write the words of a row of values to their places."""
+    if rows.others.shape[1] == 0:
+        for index in range(len(program.features)):
+            rows.firsts[index, place] = values[index]
+    else:
+        for index in range(len(program.features)):
+            out = program.features[index, w.F_OUT]
+            rows.firsts[index, place] = values[out]
+            for word in range(out + 1, value_end(program, index)):
+                rows.others[place, word - index - 1] = values[word]
+
+
+@inlined()
 def _close(program, state, rows, values):
     """Close the open instant: a row for every touched entity whose values differ from its previous row."""
     scalars = state.scalars
-    n_words = program.value_words
     n_touched = scalars[w.S_TOUCHED]
     for slot in range(n_touched):
         if slot + _NEAR < n_touched:
@@ -200,8 +212,7 @@ def _close(program, state, rows, values):
             rows.event_time[place] = state.touched[slot, w.T_EVENT_TIME]
             rows.partition[place] = state.touched[slot, w.T_PARTITION]
             rows.offset[place] = state.touched[slot, w.T_OFFSET]
-            for index in range(n_words):
-                rows.values[place, index] = state.entities[entity, w.ENTITY_VALUES + index]
+            _write_values(program, rows, place, state.entities[entity, w.ENTITY_VALUES :])
             rows.present[place] = state.entities[entity, w.ENTITY_PRESENT]
             state.entities[entity, w.ENTITY_CHANGED] = scalars[w.S_CLOCK]
         _mark_dead(state, entity)
@@ -498,9 +509,9 @@ def current(program, state, rows, until, empty_at, values):
         for index in range(program.value_words):
             if values[index] != state.entities[entity, w.ENTITY_VALUES + index]:
                 at = scalars[w.S_CLOCK]
-            rows.values[place, index] = values[index]
         if present != state.entities[entity, w.ENTITY_PRESENT]:
             at = scalars[w.S_CLOCK]
+        _write_values(program, rows, place, values)
         rows.present[place] = present
         rows.row[place] = entity
         rows.instant[place] = at

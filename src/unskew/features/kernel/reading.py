@@ -35,6 +35,13 @@ _HALF_OVER_LN_2 = 0.7213475204444817
 
 
 @inlined()
+def value_end(program, index):
+    """Return the word behind those of a feature's value in a row of values."""
+    features = program.features
+    return features[index + 1, w.F_OUT] if index + 1 < len(features) else program.value_words
+
+
+@inlined()
 def read_feature(program, state, entity, index, values):
     """Read the current value of one feature into its words of ``values``; return true if it is present."""
     features = program.features
@@ -139,8 +146,7 @@ def _read_more(packed, entity, index, count, values):
     kind = features[index, w.F_READ]
     word = features[index, w.F_WORD]
     out = features[index, w.F_OUT]
-    after = features[index + 1, w.F_OUT] if index + 1 < len(features) else program.value_words
-    for place in range(out, after):
+    for place in range(out, value_end(program, index)):
         values[place] = 0
     if kind == w.READ_DISTINCT:
         values[out] = entities[entity, word + w.N_ITEMS]

@@ -22,31 +22,25 @@ _OTHER = "other"
 def column(
     feature: FeaturePlan,
     first: Ints,
-    words: Ints,
-    out: int,
+    others: Ints,
+    begin: int,
     order: Ints | None,
     present: Bools,
     texts: Directory,
 ) -> pl.Series:
     """Return a feature's column; null where the value is not present.
 
-    ``first``: the feature's first word of each row of the column, which may keep the array. ``words``: int64 [rows,
-    words], rows of all features' words; this one's begin at ``out``. ``order``: the places of the column's rows among
-    them, None if they are in the same order. ``present``: in the order of the column. ``texts``: the directory whose
-    rows stand for texts.
+    ``first``: the feature's first word of every row. ``others``: int64 [rows, words]; its other words are those from
+    ``begin`` on. ``order``: the places of rows in the order of the column; without it the column may keep the words, so
+    they must not change afterwards. ``present``: in the order of the column. ``texts``: the directory whose rows stand
+    for texts.
     """
+    # Places are valid, so no mode need check them.
+    first = first if order is None else first.take(order, mode="clip")
     if not feature.dtype.nesting:
         return _scalars(feature.name, feature.dtype, first, present, texts)
     ends = np.concatenate(([0], np.cumsum(np.where(present, first, 0))))
-    return _nested(feature, words, out, np.arange(len(first)) if order is None else order, ends, present, texts)
-
-
-@compiled()
-def take_firsts(words: Any, outs: Any, order: Any, firsts: Any) -> None:
-    """Write the words ``outs`` of rows, which lie at the places ``order``, to ``firsts``, an array for each word."""
-    for row in range(len(order)):
-        for index in range(len(outs)):
-            firsts[index, row] = words[order[row], outs[index]]
+    return _nested(feature, others, begin, np.arange(len(first)) if order is None else order, ends, present, texts)
 
 
 def _scalars(name: str, dtype: Type, numbers: Ints, present: Bools, texts: Directory) -> pl.Series:
@@ -127,7 +121,7 @@ def _decimals(units: Ints, present: Bools, scale: int) -> pa.Array:
 def take_items(words: Any, first: int, order: Any, ends: Any, items: Any) -> None:
     """Write the items of rows, which lie at the places ``order``, to ``items``: a row's up to its place in ``ends``.
 
-    An item is a word of each row of ``items``; in ``words``, a row's items begin at the word ``first``.
+    An item is a word of each row of ``items``; in ``words``, items of a row begin at the word ``first``.
     """
     n_parts = len(items)
     # Part by part: to go through the few parts of each item takes twice as long.
@@ -140,13 +134,13 @@ def take_items(words: Any, first: int, order: Any, ends: Any, items: Any) -> Non
 
 
 def _nested(
-    feature: FeaturePlan, words: Ints, out: int, order: Ints, ends: Ints, present: Bools, texts: Directory
+    feature: FeaturePlan, words: Ints, first: int, order: Ints, ends: Ints, present: Bools, texts: Directory
 ) -> pl.Series:
     """Return lists (a word for the length, then the items) or maps (the length, then pairs of key and value)."""
     inner = feature.dtype.element
     is_map = feature.dtype.nesting == "map"
     items = np.empty((2 if is_map else 1, int(ends[-1])), np.int64)
-    take_items(words, out + 1, order, ends, items)
+    take_items(words, first, order, ends, items)
     flat = _scalars(MAP_VALUE, inner, items[-1], np.ones(items.shape[1], np.bool_), texts)
     if is_map:
         flat = pl.DataFrame([_texts(MAP_KEY, items[0], texts), flat]).to_struct("")

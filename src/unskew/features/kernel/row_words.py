@@ -17,7 +17,7 @@ class RowWords(NamedTuple):
     """Rows in the order of instants; those of one instant are in any order.
 
     ``keys``: theirs, or fewer, to which they are numbered elsewhere. ``caused``: whether an event closed the row's
-    instant, or only a hop. ``values``: int64 [rows, words].
+    ``firsts`` and ``others``: as in ``Rows``.
     """
 
     keys: Keys
@@ -26,7 +26,8 @@ class RowWords(NamedTuple):
     partitions: Ints
     offsets: Ints
     caused: npt.NDArray[np.bool_]
-    values: Ints
+    firsts: Ints
+    others: Ints
     present: Ints
 
     @classmethod
@@ -40,7 +41,8 @@ class RowWords(NamedTuple):
             partitions=rows.partition[:count],
             offsets=rows.offset[:count],
             caused=rows.cause[:count] & w.CAUSE_EVENT != 0,
-            values=rows.values[:count],
+            firsts=rows.firsts[:, :count],
+            others=rows.others[:count],
             present=rows.present[:count],
         )
 
@@ -56,7 +58,8 @@ class CurrentWords(NamedTuple):
     changed_at: Ints
     until: Ints
     empty_at: Ints
-    values: Ints
+    firsts: Ints
+    others: Ints
     present: Ints
 
 
@@ -70,4 +73,6 @@ def joined(kind: type[_Words], parts: Sequence[_Words]) -> _Words:
     keys: Sequence[Keys]
     arrays: Sequence[Sequence[npt.NDArray[Any]]]
     keys, *arrays = zip(*parts, strict=True)
-    return kind(Keys.joined(keys), *(np.concatenate(each) for each in arrays))
+    # Rows are the last axis of ``firsts``, and the first of all others.
+    axes = [1 if name == "firsts" else 0 for name in kind._fields[1:]]
+    return kind(Keys.joined(keys), *(np.concatenate(each, axis) for each, axis in zip(arrays, axes, strict=True)))

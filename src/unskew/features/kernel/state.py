@@ -76,7 +76,11 @@ class Batch(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Space for rows; ``n`` [1]: their number, ``present``: a bit per feature, ``values`` [rows, words]."""
+    """Space for rows; ``n`` [1]: their number, ``present``: a bit per feature.
+
+    ``firsts`` [features, rows]: the first word of each feature's value. ``others`` [rows, words]: the other words, of
+    lists and maps, side by side because those of a row are read one after the other.
+    """
 
     n: Ints
     row: npt.NDArray[np.int32]
@@ -85,5 +89,6 @@ class Rows(NamedTuple):
     event_time: Ints
     partition: Ints
     offset: Ints
-    values: Ints
+    firsts: Ints
+    others: Ints
     present: Ints
