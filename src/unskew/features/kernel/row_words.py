@@ -48,7 +48,8 @@ class RowWords(NamedTuple):
 
     def copied(self) -> "RowWords":
         """Return copies, which stay when the kernel writes other rows."""
-        return RowWords(self.keys, *(array.copy() for array in self[1:]))
+        arrays = {name: getattr(self, name).copy() for name in self._fields if name != "keys"}
+        return RowWords(keys=self.keys, **arrays)
 
 
 class CurrentWords(NamedTuple):
