@@ -9,14 +9,11 @@ from unskew.features.kernel import words as w
 
 @compiled()
 def _slot(slots, owner, code):
-    """Mix owner and code with the finaliser of MurmurHash3."""
+    """Mix owner and code: two multiplications, with the upper half folded into the lower one between them."""
     value = uint64(code) * uint64(0x9E3779B97F4A7C15) ^ uint64(owner)
-    value ^= value >> uint64(33)
-    value *= uint64(0xFF51AFD7ED558CCD)
-    value ^= value >> uint64(33)
-    value *= uint64(0xC4CEB9FE1A85EC53)
-    value ^= value >> uint64(33)
-    return np.int64(value & uint64(len(slots) - 1))
+    value ^= value >> uint64(32)
+    value *= uint64(0xD6E8FEB86659FD93)
+    return np.int64((value >> uint64(32)) & uint64(len(slots) - 1))
 
 
 @inlined()
