@@ -130,3 +130,16 @@ def test_a_state_that_is_dissolved_holds_no_large_memory(monkeypatch):
 
     assert before > 10_000 * len(owners)
     assert all(owner.nbytes <= 10_000 for owner in owners)
+
+
+def test_each_item_is_a_cache_line_of_its_own_however_often_their_memory_grows():
+    state = ShardState(rich(sliding(5 * MINUTE, MINUTE)), "h0")
+    n_rows = []
+    for turn in range(3):
+        apply(state, [f"text {i}" for i in range(10 ** (turn + 1))], START + turn * MINUTE)
+        items = state._state.items
+        assert (items.strides[0], items.ctypes.data % 64) == (64, 0)
+        assert state._state.item_links.ctypes.data == items.ctypes.data
+        n_rows.append(len(items))
+
+    assert n_rows == sorted(set(n_rows))
