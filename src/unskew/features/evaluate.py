@@ -8,7 +8,7 @@ import polars as pl
 
 from unskew.features.keys import encode_keys
 from unskew.features.plan import ValuePlan, ViewPlan
-from unskew.features.selecting import select
+from unskew.features.selecting import filtered, select
 
 # Exact sums hold |x| < 2**62 (see the kernel's arithmetic).
 FLOAT_LIMIT = 2.0**62
@@ -54,7 +54,7 @@ class Evaluator:
         expressions = [each.expr for each in view.filters] + [each.expr for each in view.values]
         expressions += [] if view.where is None else [view.where.expr]
         self._read = sorted({name for expr in expressions for name in expr.meta.root_names()})
-        self._where = None if view.where is None else view.where.expr.fill_null(value=False)
+        self._where = None if view.where is None else _true(view.where.expr)
         self._tests: list[tuple[pl.Expr, str]] = []
         if self._where is not None and view.where is not None and view.where.fails is not None:
             self._where |= view.where.fails
@@ -69,7 +69,7 @@ class Evaluator:
         ]
         if view.stream.dedupe_within_us is not None:
             self._columns.append(pl.col(str(view.stream.event_id)).cast(pl.String).alias("event_id"))
-        filters = [filter_.expr.cast(pl.Boolean).fill_null(value=False) for filter_ in view.filters]
+        filters = [_true(filter_.expr.cast(pl.Boolean)) for filter_ in view.filters]
         values = [_number(value) for value in view.values]
         self._columns += [filter_.alias(f"f{index}") for index, filter_ in enumerate(filters)]
         self._columns += [value.alias(f"v{index}") for index, value in enumerate(values)]
@@ -101,7 +101,7 @@ class Evaluator:
                 continue
             if feature.filter >= 0:
                 bad &= filters[feature.filter]
-            bad = bad.fill_null(value=False)
+            bad = _true(bad)
             self._tests.append((bad, reason))
             if value.dtype.scalar != "float64":
                 always.append(bad)
@@ -149,7 +149,8 @@ class Evaluator:
 
     def _evaluated(self, decoded: pl.DataFrame) -> Evaluated:
         if self._where is not None:
-            decoded = decoded.filter(self._where)
+            chosen = select(decoded, self._where).to_series()
+            decoded = decoded if chosen.all() else filtered(decoded, chosen)
         keys = encode_keys(decoded, self._view.entity)
         events = select(decoded, self._columns).insert_column(0, keys)
         bad = events.drop_in_place(_BAD) if self._tests_always else None
@@ -182,6 +183,11 @@ def _fits(numbers: pl.Series) -> bool:
 def evaluate(view: ViewPlan, decoded: pl.DataFrame) -> Evaluated:
     """Filter and evaluate one batch for a view."""
     return Evaluator(view)(decoded)
+
+
+def _true(test: pl.Expr) -> pl.Expr:
+    """Return the test with false where it was null. ``fill_null`` would wake Polars' threads, however few the rows."""
+    return test.eq_missing(pl.lit(value=True))
 
 
 def _number(value: ValuePlan) -> pl.Expr:

@@ -1,7 +1,9 @@
-"""Expressions over a frame, in the way that costs less for its number of rows."""
+"""Expressions over a frame, and choices of its rows, in the way that costs less for its number of rows."""
 
 from collections.abc import Iterable
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 FEW_ROWS = 20_000
@@ -11,3 +13,16 @@ FEW_ROWS = 20_000
 def select(frame: pl.DataFrame, expressions: pl.Expr | Iterable[pl.Expr]) -> pl.DataFrame:
     """Return the columns that ``DataFrame.select`` gives."""
     return frame.select_seq(expressions) if frame.height < FEW_ROWS else frame.select(expressions)
+
+
+def filtered(frame: pl.DataFrame, chosen: pl.Series) -> pl.DataFrame:
+    """Return the rows that ``DataFrame.filter`` gives; the frame has columns."""
+    if frame.height >= FEW_ROWS:
+        return frame.filter(chosen)
+    return pl.DataFrame([column.filter(chosen) for column in frame.get_columns()])
+
+
+def gathered(frame: pl.DataFrame, places: npt.NDArray[np.int64]) -> pl.DataFrame:
+    """Return the rows at places, in their order, as ``frame[places]`` does."""
+    # Numbers of Polars' own type need no look for negative ones.
+    return frame[pl.Series(places.astype(np.uint32))]

@@ -12,6 +12,7 @@ from unskew.features.evaluate import Evaluator
 from unskew.features.keys import shard_of
 from unskew.features.plan import ViewPlan
 from unskew.features.rejection import Rejection
+from unskew.features.selecting import gathered
 from unskew.pipelines.decoding.decoder import Decoded, Decoder, letters
 from unskew.pipelines.kafka.poll import Poll
 from unskew.pipelines.state.journal import Journal, Refused
@@ -220,7 +221,7 @@ def slices(
 
 
 def _split(events: pl.DataFrame, shards: npt.NDArray[np.int64], count: int) -> list[pl.DataFrame | None]:
-    ordered = events[np.argsort(shards, kind="stable")]
+    ordered = gathered(events, np.argsort(shards, kind="stable"))
     ends = np.cumsum(np.bincount(shards, minlength=count)).tolist()
     return [ordered[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 

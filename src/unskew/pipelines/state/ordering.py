@@ -12,6 +12,7 @@ import polars as pl
 from unskew.features.errors import LayoutError
 from unskew.features.kernel.repeats import Repeats
 from unskew.features.plan import ViewPlan
+from unskew.features.selecting import gathered
 from unskew.features.shard_state import ShardState
 from unskew.features.text_buffers import Keys
 from unskew.features.updates import NothingToCome, Updates
@@ -290,7 +291,7 @@ class Shard:
         if (arrivals[1:] >= arrivals[:-1]).all():
             return events
         # Those of each partition are in the order of arrivals already, which a stable sort only has to merge.
-        return events[np.argsort(arrivals, kind="stable")]
+        return gathered(events, np.argsort(arrivals, kind="stable"))
 
     def to_snapshot(self) -> dict[str, Any]:
         """Make the changelog durable and return what the shard needs to continue: plain types, events as Arrow IPC.
