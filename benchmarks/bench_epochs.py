@@ -1,6 +1,7 @@
 """Measure what an epoch's end costs with many shards, on a live topic of 1,000 events a second.
 
     python benchmarks/bench_epochs.py [--sizes 1x1 20x16] [--epochs 6] [--rate 1000] [--beside PATH] [--turns 2]
+    python benchmarks/bench_epochs.py --sizes 1000x4 --features 64 --rate 1
 
 A size is a number of views and a number of partitions: 20x16 are 320 shards. Every view counts every event in its
 partition, so at each size each shard that an event reaches has rows for the log. Each run is the function that
@@ -10,7 +11,8 @@ it. ``--beside`` names the ``src`` folder of another checkout, which is measured
 The columns: *stall*, the time from an epoch's first snapshot to the end of its last, in which no event is processed;
 *thread*, the processor time of the flow's thread meanwhile; *fsyncs* and *files*, the calls that make something durable
 and the files that are created, in the flow's thread at an epoch's end, and all of the process from one end to the next;
-*processor*, the processor time of the whole process from one end to the next. The last epoch, which ends the run, and
+*processor*, the processor time of the whole process from one end to the next; *first*, the time from the start of the
+process to the end of its first epoch; *peak*, the most memory that it ever held. The last epoch, which ends the run, and
 the first, which begins with a new state, are not counted.
 """
 
@@ -18,13 +20,14 @@ import argparse
 import json
 import os
 import platform
+import resource
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +47,11 @@ from unskew.features.plan import Plan
 from unskew.pipelines.progress import Epochs
 from unskew.pipelines.run import run
 
+BEGAN_S = time.monotonic()
 HERE = Path(__file__).resolve()
 PIECE_S = 0.02
+EXTENTS = ("1h", "5m", "1d", "7d", "15m", "6h", "3d", "30d")
+MORE = {"mean": agg.mean, "min": agg.min, "max": agg.max, "var": agg.var, "first": agg.first, "last": agg.last}
 LONGEST_S = 900.0
 
 
@@ -59,6 +65,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     epochs: int
     epoch_s: float
     folder: str
+    features: int = 2
 
 
 class Watch:
@@ -129,6 +136,8 @@ class Watch:
                 "syncs": self.syncs,
                 "files": self.files,
                 "processor": 1e3 * time.process_time(),
+                "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+                "at": time.monotonic() - BEGAN_S,
             }
         )
         self._began, self._of_flow = None, [0, 0]
@@ -152,10 +161,13 @@ class _Watched:
 def the_plan(case: Case) -> Plan:
     stream = Stream("events", topic=case.topic, schema=SCHEMA, event_time="at", settle="0s", partitioned_by="user")
     entity = Entity("user", key="user")
-    features = [
-        Feature("count_1h", agg.count(), Sliding("1h")),
-        Feature("sum_1h", agg.sum("amount"), Sliding("1h")),
-    ]
+    kinds = {"count": agg.count(), "sum": agg.sum("amount"), **{name: make("amount") for name, make in MORE.items()}}
+    every = (
+        Feature(f"{name}_{extent}", aggregation, Sliding(extent))
+        for extent in EXTENTS
+        for name, aggregation in kinds.items()
+    )
+    features = list(islice(every, case.features))
     views = [FeatureView(f"v{n:04d}", entity=entity, stream=stream, features=features) for n in range(case.views)]
     return compile_definitions(*views)
 
@@ -213,6 +225,7 @@ def measured(source: Path, views: int, partitions: int, given: argparse.Namespac
             epochs=given.epochs,
             epoch_s=given.epoch,
             folder=folder,
+            features=given.features,
         )
         broker.create_topic(case.topic, partitions)
         over = threading.Event()
@@ -254,7 +267,7 @@ def row(name: str, size: str, runs: list[list[dict[str, float]]]) -> str:
     return (
         f"| {size} | {name} | {p50:.0f} | {p99:.0f} | {most:.0f} | {median('thread'):.0f} | "
         f"{median('syncs_flow'):,.0f} / {median('syncs'):,.0f} | {median('files_flow'):,.0f} / {median('files'):,.0f} | "
-        f"{median('processor'):,.0f} |"
+        f"{median('processor'):,.0f} | {runs[0][0]['at']:.0f} | {max(one['peak'] for one in epochs):,.0f} |"
     )
 
 
@@ -264,6 +277,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6, help="epochs of each run that count")
     parser.add_argument("--epoch", type=float, default=5.0, help="their length, seconds")
     parser.add_argument("--rate", type=int, default=1_000)
+    parser.add_argument("--features", type=int, default=2, help="features of a view, at most 64, over up to 8 windows")
     parser.add_argument("--turns", type=int, default=1)
     parser.add_argument("--longest", type=float, default=300.0, help="a run is given up after so many seconds")
     parser.add_argument("--beside", type=Path, help="the src folder of another checkout")
@@ -278,9 +292,9 @@ def main() -> None:
         sources = {"beside": given.beside.resolve(), **sources}
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; {given.rate:,} events/s")
     print(
-        "| views x partitions | package | stall p50, ms | p99 | most | thread, ms | fsyncs, flow / all | files, flow / all | processor, ms |"
+        "| views x partitions | package | stall p50, ms | p99 | most | thread, ms | fsyncs, flow / all | files, flow / all | processor, ms | first, s | peak MB |"
     )
-    print("|---|---|---|---|---|---|---|---|---|", flush=True)
+    print("|---|---|---|---|---|---|---|---|---|---|---|", flush=True)
     for size in given.sizes:
         views, partitions = map(int, size.split("x"))
         runs: dict[str, list[list[dict[str, float]]]] = {name: [] for name in sources}
