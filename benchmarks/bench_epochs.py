@@ -12,8 +12,8 @@ The columns: *stall*, the time from an epoch's first snapshot to the end of its 
 *thread*, the processor time of the flow's thread meanwhile; *fsyncs* and *files*, the calls that make something durable
 and the files that are created, in the flow's thread at an epoch's end, and all of the process from one end to the next;
 *processor*, the processor time of the whole process from one end to the next; *first*, the time from the start of the
-process to the end of its first epoch; *peak*, the most memory that it ever held. The last epoch, which ends the run, and
-the first, which begins with a new state, are not counted.
+process to the end of its first epoch; *peak*, the most memory that it ever held. The last epoch, which ends the run,
+and the first, which begins with a new state, are not counted.
 """
 
 import argparse
