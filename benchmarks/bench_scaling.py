@@ -1,6 +1,7 @@
 """Measure what one process costs as work grows, fit the law it follows, and print what the law predicts.
 
     python benchmarks/bench_scaling.py [--only views partitions entities processes] [--quick] [--rounds N]
+                                      [--entities 1000 1000000]
 
 Views and partitions need no broker and no Redis: polls go the way of ``bench_poll.py``, from records to bytes for Redis
 and rows for log and archive, through the end of one epoch of five seconds. Each view has nine features over three
@@ -47,7 +48,7 @@ N_PARTITIONS = (1, 16, 100)
 RATES = (0, 1_000, 10_000, 100_000)
 PARTITION_TURNS = {0: 25, 1_000: 500, 10_000: 500, 100_000: 250}
 """By events a second, the turns of five seconds. A quiet partition announces its clock every 200 ms."""
-N_ENTITIES = (1_000, 10_000, 100_000, 1_000_000)
+N_ENTITIES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 TOPIC_PARTITIONS = 8
 MANY = 27
 
@@ -195,7 +196,7 @@ def entities(given: argparse.Namespace) -> None:
     """Print what an event and an entity cost by the number of entities."""
     print("\n### Entities of one shard\n\nNine features over three windows; every entity was met before.\n")
     head("keys", "entities", "ns an event", "tiles an entity", "bytes an entity", "peak MB")
-    numbers = N_ENTITIES[:2] if given.quick else N_ENTITIES
+    numbers = N_ENTITIES[:2] if given.quick else given.entities
     tiles, sizes = [], []
     laws = {}
     for keys in ("uniform", "Zipf 1.1"):
@@ -388,6 +389,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(TABLES), default=list(TABLES), help="the tables to print")
     parser.add_argument("--quick", action="store_true", help="fewer cases: whether it runs, not what it costs")
+    parser.add_argument(
+        "--entities",
+        nargs="+",
+        type=int,
+        default=list(N_ENTITIES),
+        help="numbers of entities; 10,000,000 take 8 GB of memory",
+    )
     parser.add_argument("--rounds", type=int, default=1, help="runs of each case but entities; the median counts")
     for hidden in ("--kernel", "--child"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
