@@ -2,6 +2,7 @@
 pipeline without its journal.
 """
 
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -270,3 +271,12 @@ def journal_of(kind: type[Watched]) -> Iterator[list[Journal]]:
         yield kind.made
     finally:
         pipeline.Journal = Journal  # type: ignore[misc]
+
+
+def processor_s(pid: int) -> float:
+    """Return the processor seconds of a process so far; 0 if it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

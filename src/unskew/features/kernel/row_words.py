@@ -11,6 +11,7 @@ from unskew.features.kernel.state import Rows
 from unskew.features.text_buffers import Keys
 
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 
 class RowWords(NamedTuple):
@@ -25,7 +26,7 @@ class RowWords(NamedTuple):
     event_times: Ints
     partitions: Ints
     offsets: Ints
-    caused: npt.NDArray[np.bool_]
+    caused: Bools
     values: Ints
     present: Ints
 
@@ -59,6 +60,26 @@ class CurrentWords(NamedTuple):
     empty_at: Ints
     values: Ints
     present: Ints
+
+    @property
+    def has_until(self) -> Bools:
+        """Whether ``until`` is an instant."""
+        return self.until != w.FOREVER
+
+    @property
+    def is_gone(self) -> Bools:
+        """Whether nothing of the entity is left."""
+        return self.empty_at == w.NEVER
+
+    @property
+    def has_empty_at(self) -> Bools:
+        """Whether ``empty_at`` is an instant."""
+        return ~self.is_gone & (self.empty_at != w.FOREVER)
+
+    def chosen(self, chosen: Bools) -> "CurrentWords":
+        """Return the rows for which ``chosen`` is true."""
+        keys, *arrays = self
+        return CurrentWords(keys.chosen(chosen), *(one[..., chosen] for one in arrays))
 
 
 _Words = TypeVar("_Words", RowWords, CurrentWords)
