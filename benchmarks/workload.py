@@ -162,7 +162,11 @@ class Way:
         batch.conflate()
         for view, rows in batch.rows.items():
             for each in rows:
-                self._encoders[view].encode(each.frame(), steps[0].clock_us)
+                encoder = self._encoders[view]
+                # That of another version may have no such method.
+                few = getattr(encoder, "encode_words", lambda *_: None)(each, steps[0].clock_us)
+                if few is None:
+                    encoder.encode(each.frame(), steps[0].clock_us)
 
     def end_epoch(self) -> None:
         """Take the snapshots of an epoch's end."""
