@@ -13,6 +13,7 @@ from unskew.features.shard_state import ShardState
 from unskew.features.updates import StepRows
 from unskew.sinks.redis.batch import Batch
 from unskew.sinks.redis.resp import RowEncoder
+from unskew.sinks.redis.writer import RedisWriter
 
 WINDOW = sliding(5 * MINUTE, MINUTE)
 COLUMNS = {"b": pl.Boolean(), "at": pl.Datetime("us", "UTC"), "d": pl.Decimal(38, 2), "s": pl.String()}
@@ -136,3 +137,19 @@ def test_derived_features_are_left_to_frames():
     for rows in steps_of(plan, random.Random(1)):
         assert rows.words is not None
         assert RowEncoder(plan, "unskew").encode_words(rows, HOUR) is None
+
+
+def test_a_flush_makes_no_frame_of_few_rows_of_numbers(redis_client):
+    plan = view(*PLAIN["of all kinds"], columns=COLUMNS)
+    updates = ShardState(plan, "h0").apply(evaluate(plan, history(0, 9, random.Random(1))).events, 9 * SECOND)
+    rows = updates.current_rows
+    writer = RedisWriter(redis_client, "unskew", "main")
+    writer.add(updates)
+    writer.flush(HOUR)
+
+    assert rows.words is not None
+    assert writer.rows_sent == rows.height
+    fields = RowEncoder(plan, "unskew").texts_of(rows.frame())
+    keys = RowEncoder(plan, "unskew").keys_of(rows.frame())
+    assert [redis_client.hgetall(key) for key in keys] == fields
+    writer.close()
