@@ -42,7 +42,7 @@ import numpy.typing as npt
 import polars as pl
 import redis
 from confluent_kafka import Producer
-from workload import SCHEMA, Forgetful, Watched, journal_of, live_in, nine_features, zipf
+from workload import SCHEMA, Forgetful, Watched, journal_of, live_in, nine_features, processor_s, zipf
 
 from unskew.demo.embedded import EmbeddedBroker, EmbeddedRedis
 from unskew.demo.encode import encode
@@ -292,15 +292,6 @@ def answer(process: "subprocess.Popen[bytes]", timeout_s: float) -> dict[str, An
         raise SystemExit(f"{process.args[3]} ended with {process.returncode}")  # type: ignore[index]
     result: dict[str, Any] = json.loads(out.splitlines()[-1])
     return result
-
-
-def processor_s(pid: int) -> float:
-    """Return the processor seconds of a process so far; 0 if it is gone."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def machine_s() -> float:

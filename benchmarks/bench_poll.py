@@ -14,7 +14,6 @@ With ``--beside``, the package in another folder is measured too, in another pro
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from typing import Any
 
 import polars as pl
 import redis
-from workload import SCHEMA, STAGES, live_in, nine_features, one_epoch, turns
+from workload import SCHEMA, STAGES, live_in, nine_features, one_epoch, processor_s, turns
 
 HERE = Path(__file__)
 EPOCH_POLLS = 500
@@ -118,12 +117,6 @@ def live(given: argparse.Namespace) -> None:
     stop = threading.Event()
     with stopping_on_signals(stop):
         run(nine_features(given.views, partitioned=not given.ordered), deployment, stop=stop)
-
-
-def processor_s(pid: int) -> float:
-    """Return the processor seconds of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def produce(bootstrap: str, rate: int, n_partitions: int, stop: threading.Event) -> None:

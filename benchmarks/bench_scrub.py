@@ -22,6 +22,7 @@ from bench_wire import compiled, rows_of
 from unskew.demo.embedded import EmbeddedRedis
 from unskew.features.plan import ViewPlan
 from unskew.features.time import DAY_US
+from unskew.features.updates import StepRows
 from unskew.sinks.redis.batch import Batch
 from unskew.sinks.redis.nodes import OneServer
 from unskew.sinks.redis.resp import RowEncoder
@@ -61,7 +62,7 @@ def print_writing(client: redis.Redis, view: ViewPlan, rows: pl.DataFrame, repea
 
             def send(encoder: RowEncoder = encoder, *, persist: bool = persist) -> None:
                 with nodes.open():
-                    nodes.send_rows(encoder, rows, now_us, persist=persist)
+                    nodes.send_rows(encoder, StepRows(rows), now_us, persist=persist)
                     nodes.finish()
 
             taken = microseconds(client, rows.height, send)

@@ -1,7 +1,7 @@
 """Measure online reads: one entity and 100, of 20 features of one view and of three views at once.
 
     python benchmarks/bench_serving.py [--reads 200] [--rounds 10] [--shards 8] [--sdk]
-        [--feast-python .venv-feast/bin/python]
+        [--feast-python .venv-feast/bin/python] [--beside SRC]
 
 Three views of 20 features each over 5 windows, 8,000 entities, written to a Valkey on this machine by the pipeline's
 writer. In turns, in rounds, each read is made by the SDK (``get_online_features(...).to_dict()``), by redis-py alone
@@ -13,12 +13,14 @@ Prints p50 and p99 of all reads in milliseconds, and the processor time of one r
 over HTTP: ``unskew serve``, a server that answers as many bytes without reading anything (``bare_http.py``: what HTTP
 alone costs) and, with ``--feast-python``, ``feast serve``, each one process, asked over 1 and 16 connections by a
 client in another process; not with ``--sdk``. Last, three on-demand features that read two features of a view.
+With ``--beside``, only ``unskew serve`` and that of the package in ``SRC``, in turns.
 """
 
 import argparse
 import contextlib
 import json
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -31,7 +33,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import redis
-from workload import SCHEMA
+from workload import SCHEMA, processor_s
 
 from unskew import (
     Derived,
@@ -177,42 +179,83 @@ class Feast:
         self._process.communicate()
 
 
+class Answering:
+    """A server in a process of its own. ``PORT`` in its command stands for its port."""
+
+    def __init__(self, command: Sequence[str], *, cwd: Path | None = None) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        self._process = subprocess.Popen(
+            [part.replace("PORT", str(self._port)) for part in command],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=cwd,
+        )
+        for _ in range(600):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port)):
+                break
+            time.sleep(0.1)
+
+    def asked(self, body: Path, n_connections: int, seconds: float) -> dict[str, float]:
+        """Return what ``load_http.py`` prints, and the microseconds of processor time of an answer."""
+        arguments = [str(self._port), "/get-online-features", str(body), str(n_connections), str(seconds)]
+        before_s = processor_s(self._process.pid)
+        ran = subprocess.run(
+            [sys.executable, str(HERE / "load_http.py"), *arguments], capture_output=True, text=True, check=False
+        )
+        if ran.returncode:
+            raise SystemExit(ran.stderr)
+        found: dict[str, float] = json.loads(ran.stdout)
+        found["processor"] = (processor_s(self._process.pid) - before_s) / found["answers"] * 1e6
+        return found
+
+    def end(self) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+
 def over_http(folder: Path, command: Sequence[str], body: object, *, cwd: Path | None = None) -> int:
     """Start a server, and ask it over 1 and 16 connections. Return the bytes of an answer, without its head."""
     path = folder / "body.json"
     path.write_text(json.dumps(body))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = subprocess.Popen(
-        [part.replace("PORT", str(port)) for part in command],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd=cwd,
-    )
+    server = Answering(command, cwd=cwd)
     try:
-        for _ in range(600):
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-                break
-            time.sleep(0.1)
         for n_connections in (1, 16):
-            arguments = [str(port), "/get-online-features", str(path), str(n_connections), "3"]
-            ran = subprocess.run(
-                [sys.executable, str(HERE / "load_http.py"), *arguments], capture_output=True, text=True, check=False
-            )
-            if ran.returncode:
-                raise SystemExit(ran.stderr)
-            found = json.loads(ran.stdout)
+            found = server.asked(path, n_connections, 3)
             print(
                 f"    {n_connections:>2} connection(s): p50 {found['p50']:8.3f}   p99 {found['p99']:8.3f}   "
                 f"{found['answers'] / found['seconds']:8,.0f} answers/s",
                 flush=True,
             )
-        n_bytes: int = found["bytes"]
-        return n_bytes
+        return int(found["bytes"])
     finally:
-        server.terminate()
-        server.wait()
+        server.end()
+
+
+def in_turns(folder: Path, command: Sequence[str], body: object, beside: Path, n_rounds: int, title: str) -> None:
+    """Ask servers of two sources in turns, for two seconds each, and print medians and ratios of the rounds."""
+    path = folder / "body.json"
+    path.write_text(json.dumps(body))
+    servers = {"before": Answering(["env", f"PYTHONPATH={beside}", *command]), "now": Answering(command)}
+    try:
+        for n_connections in (1, 16):
+            found: dict[str, list[dict[str, float]]] = {name: [] for name in servers}
+            for number in range(-1, n_rounds):
+                for name in sorted(servers, reverse=number % 2 == 1):
+                    its = servers[name].asked(path, n_connections, 2 if number >= 0 else 0.5)
+                    its["answers/s"] = its["answers"] / its["seconds"]
+                    found[name] += [its] if number >= 0 else []
+            parts = []
+            for what, digits in (("answers/s", 0), ("processor", 0), ("p50", 3), ("p99", 3)):
+                before, now = ([one[what] for one in found[name]] for name in ("before", "now"))
+                ratios = sorted(its / other for its, other in zip(now, before, strict=True))
+                medians = " to ".join(f"{statistics.median(its):,.{digits}f}" for its in (before, now))
+                parts.append(f"{medians}, {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+            print(f"| {title}, {n_connections} connection(s) | {' | '.join(parts)} |", flush=True)
+    finally:
+        for server in servers.values():
+            server.end()
 
 
 def show(title: str, seconds: list[float], cpu_s: float | None) -> None:
@@ -271,6 +314,16 @@ def show_http(
         over_http(folder, serve, body)
 
 
+def compare(plan: Plan, url: str, folder: Path, random: np.random.Generator, beside: Path, n_rounds: int) -> None:
+    serve = [sys.executable, "-m", "unskew", "serve", "--redis-url", url, "--listen", "PORT"]
+    print("| over HTTP, before to now, ratio (all rounds) | answers/s | processor, us an answer | p50 | p99 |")
+    print("|---|---|---|---|---|")
+    features = [f"{VIEWS[0]}:{output.name}" for output in plan.views[VIEWS[0]].outputs]
+    for n_entities in (1, 100):
+        body = {"entities": {"user": random.integers(0, N_USERS, n_entities).tolist()}, "features": features}
+        in_turns(folder, serve, body, beside, n_rounds, f"{n_entities} x 20")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reads", type=int, default=200)
@@ -278,6 +331,7 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=8)
     parser.add_argument("--sdk", action="store_true", help="leave HTTP out")
     parser.add_argument("--feast-python")
+    parser.add_argument("--beside", type=Path, help="the folder that holds another version of the package")
     options = parser.parse_args()
     plan = definitions()
     random = np.random.default_rng(1)
@@ -285,6 +339,9 @@ def main() -> None:
         client = redis.Redis.from_url(server.url)
         before = client.info("memory")["used_memory"]
         write(plan, server.url, options.shards)
+        if options.beside:
+            compare(plan, server.url, Path(folder), random, options.beside.resolve(), options.rounds)
+            return
         show_bytes(client, before)
         store = FeatureStore(redis_url=server.url)
         feast = None

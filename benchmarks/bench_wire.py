@@ -34,7 +34,7 @@ from unskew.features.definitions.compile import compile as compile_definitions
 from unskew.features.definitions.vocabulary import Entity, Feature, FeatureView, Sliding, Stream
 from unskew.features.plan import StreamPlan, ViewPlan
 from unskew.features.types import Type
-from unskew.features.updates import Updates
+from unskew.features.updates import StepRows, Updates
 from unskew.pipelines.decoding.avro import AvroDecoder
 from unskew.pipelines.decoding.avro_walk import FRAME_BYTES, Wire
 from unskew.pipelines.kafka.poll import Poll
@@ -135,7 +135,7 @@ def rows_to_redis(
 
     def ours() -> None:
         with nodes.open():
-            nodes.send_rows(encoder, rows, now_us)
+            nodes.send_rows(encoder, StepRows(rows), now_us)
             nodes.finish()
 
     def pipeline() -> None:

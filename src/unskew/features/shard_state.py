@@ -608,9 +608,9 @@ class ShardState:
                 words.keys.to_series("key"),
                 *self._outputs(words.firsts, words.others, None, words.present),
                 pl.Series("_at", words.changed_at),
-                series("_until", words.until, words.until != w.FOREVER),
-                series("_empty_at", words.empty_at, (words.empty_at != w.NEVER) & (words.empty_at != w.FOREVER)),
-                pl.Series("_gone", words.empty_at == w.NEVER),
+                series("_until", words.until, words.has_until),
+                series("_empty_at", words.empty_at, words.has_empty_at),
+                pl.Series("_gone", words.is_gone),
             ]
         )
 

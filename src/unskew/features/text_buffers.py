@@ -4,6 +4,7 @@ The hash finds them in tables and chooses their shard.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,6 +51,11 @@ class Keys(NamedTuple):
             len(self.offsets) - 1, pa.py_buffer(self.offsets), pa.py_buffer(self.data)
         )
         return pl.Series(name, array)
+
+    def texts(self) -> list[bytes]:
+        """Return each key in UTF-8."""
+        data, ends = self.data.tobytes(), self.offsets.tolist()
+        return [data[start:stop] for start, stop in pairwise(ends)]
 
     def chosen(self, chosen: npt.NDArray[np.bool_]) -> "Keys":
         """Return the keys for which ``chosen`` is true, in their order."""

@@ -34,6 +34,10 @@ class Placed(NamedTuple):
         """Return the instants of rows, of each of which they are known."""
         return cls(*zip(*rows, strict=True)) if rows else cls((), (), (), (), ())
 
+    def part(self, rows: slice) -> "Placed":
+        """Return the instants of some of the rows."""
+        return Placed(self.as_of[rows], self.clock[rows], self.since[rows], self.provisional[rows], self.compared[rows])
+
 
 PlacedRow = tuple[int, int, int, bool, int]
 """The instants of one row, in their order."""

@@ -28,6 +28,7 @@ from unskew.serving.lines import Commands, Lines
 from unskew.serving.request import STATUS, Expected, How, Pipelines, Request, ViewAnswer
 from unskew.serving.sample import Sampler
 from unskew.serving.shared import SharedLines
+from unskew.serving.together import Found, Reading, Reads
 from unskew.sinks.redis.keyspace import registry_key, revision_key, value_key, value_keys_pattern
 from unskew.sinks.redis.server import Server
 from unskew.sinks.redis.texts import column_of, objects_of
@@ -154,8 +155,8 @@ class Answered(NamedTuple):
 
 
 _Result = TypeVar("_Result")
-Asking = Generator[tuple[Commands, ...] | Computing, list[list[Any]], _Result]
-"""Yields what is to be sent to Redis or evaluated, and is sent the replies or the values."""
+Asking = Generator[tuple[Commands, ...] | Reading | Computing, Any, _Result]
+"""Yields what is to be sent to Redis, read or evaluated, and is sent the replies, what was found, or the values."""
 
 
 class _Known:
@@ -225,6 +226,7 @@ class OnlineReader:
         self._lines = Lines(self._server)
         self._shared = SharedLines(self._server, self._lines)
         self._together = Together()
+        self._reads = Reads(lambda one: self.asked_async(self._read(one)), self._shared.are_waiting)
         self._prefix = prefix
         self._pipelines = Pipelines(prefix, [pipeline] if isinstance(pipeline, str) else list(pipeline))
         if views is not None and not isinstance(views, Published):
@@ -323,43 +325,48 @@ class OnlineReader:
                 rows = read_table(pl.DataFrame(schema=empty))
             keys = _keys(request, rows)
             inputs = {} if request.on_request is None else request.inputs(rows)
-            read = None if self._cache is None else self._cache.get(request, keys)
-            if read is None:
-                read = yield from self._read(known, request, keys)
-            if read is None:
+            reading = Reading(known, request, keys)
+            # What is kept is of the keys of one read alone.
+            found = (yield reading) if self._cache is None else None
+            if found is None:
+                found = yield from self._read(reading)
+            if found is None:
                 continue
-            now_us = read.read_us if given_us is None else given_us
-            oldest_us = None if self._max_lag_us is None else read.read_us - self._max_lag_us
-            answers = request.read(keys, read.rows, read.clocks, oldest_us)
+            answers, read_us = found
+            now_us = read_us if given_us is None else given_us
             if self._sampler is not None:
                 self._sampler.offer(request, answers)
             if request.on_request is not None:
                 computing = request.computing(inputs, answers, rows.n_rows, now_us)
                 answers += request.computed((yield computing), answers, rows.n_rows)
-            return Answered(rows, request, answers, read.read_us, now_us)
+            return Answered(rows, request, answers, read_us, now_us)
         raise RequestError(
             "the views or their shards changed with every attempt to read them; several pipelines seem to publish them in turn"
         )
 
-    def _read(self, known: _Known, request: Request, keys: Sequence[Sequence[str | None]]) -> "Asking[Read | None]":
-        """Return what Redis has for these keys; None if the request must be compiled again."""
-        began_s = 0.0 if self._cache is None else self._cache.now_s()
-        steps = self._revision, request.before, request.rows(keys), request.after
-        # Some on-demand features read inputs alone.
-        revision, before, values, after = (yield steps) if any(step.data for step in steps) else ([], [], [], [])
-        # Without a revision in Redis, nothing says that the registry is the same.
-        is_known = not revision or (revision[0] is not None and revision[0] == known.revision)
-        if not is_known and (yield from self.look_again(known)) is not known:
-            return None
-        clocks = request.clocks(before, after)
-        if clocks.are_outdated:
-            listed = {view.view.id: its.listed for view, its in zip(request.views, clocks.of_views, strict=True)}
-            self._relist(known, listed)
-            return None
-        found = Read(values, clocks.of_views, self._now_us())
-        if self._cache is not None:
-            self._cache.put(request, keys, began_s, found)
-        return found
+    def _read(self, reading: Reading) -> "Asking[Found | None]":
+        """Return what there is for the keys of a read; None if its request must be compiled again."""
+        known, request, keys = reading
+        read = None if self._cache is None else self._cache.get(request, keys)
+        if read is None:
+            began_s = 0.0 if self._cache is None else self._cache.now_s()
+            steps = self._revision, request.before, request.rows(keys), request.after
+            # Some on-demand features read inputs alone.
+            revision, before, values, after = (yield steps) if any(step.data for step in steps) else ([], [], [], [])
+            # Without a revision in Redis, nothing says that the registry is the same.
+            is_known = not revision or (revision[0] is not None and revision[0] == known.revision)
+            if not is_known and (yield from self.look_again(known)) is not known:
+                return None
+            clocks = request.clocks(before, after)
+            if clocks.are_outdated:
+                listed = {view.view.id: its.listed for view, its in zip(request.views, clocks.of_views, strict=True)}
+                self._relist(known, listed)
+                return None
+            read = Read(values, clocks.of_views, self._now_us())
+            if self._cache is not None:
+                self._cache.put(request, keys, began_s, read)
+        oldest_us = None if self._max_lag_us is None else read.read_us - self._max_lag_us
+        return Found(request.read(keys, read.rows, read.clocks, oldest_us), read.read_us)
 
     def keys(self, view: str) -> pl.Series:
         """Return the canonical keys of all entities that have a row, as String, in no particular order.
@@ -386,9 +393,16 @@ class OnlineReader:
     def _asked(self, asking: "Asking[_Result]") -> _Result:
         """Return what comes of asking."""
         try:
-            steps = next(asking)
+            step = next(asking)
+            found: Any
             while True:
-                steps = asking.send(steps.done() if isinstance(steps, Computing) else self._lines.ask(*steps))
+                if isinstance(step, Reading):
+                    found = None
+                elif isinstance(step, Computing):
+                    found = step.done()
+                else:
+                    found = self._lines.ask(*step)
+                step = asking.send(found)
         except StopIteration as end:
             result: _Result = end.value
             return result
@@ -396,12 +410,17 @@ class OnlineReader:
     async def asked_async(self, asking: "Asking[_Result]") -> _Result:
         """Return what comes of asking, without blocking the event loop."""
         try:
-            steps = next(asking)
+            step = next(asking)
+            found: Any
             while True:
-                if isinstance(steps, Computing):
-                    steps = asking.send(await self._together.done(steps))
+                if isinstance(step, Reading):
+                    joint = self._reads.joined(step)
+                    found = None if joint is None else await joint
+                elif isinstance(step, Computing):
+                    found = await self._together.done(step)
                 else:
-                    steps = asking.send(await self._shared.ask(*steps))
+                    found = await self._shared.ask(*step)
+                step = asking.send(found)
         except StopIteration as end:
             result: _Result = end.value
             return result

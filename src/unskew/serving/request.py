@@ -112,6 +112,18 @@ class ViewAnswer:
     is_present: list[bool]
     is_whole: bool = False
 
+    def part(self, rows: slice) -> "ViewAnswer":
+        """Return the answer for some of the rows."""
+        return ViewAnswer(
+            self.keys[rows],
+            [its[rows] for its in self.values],
+            [its[rows] for its in self.status_of_each],
+            self.placed.part(rows),
+            self.status[rows],
+            self.is_present[rows],
+            self.is_whole,
+        )
+
 
 class ViewRequest:
     """What a request reads of one view version. ``shards``: of the view; none if no pipeline has listed them yet."""

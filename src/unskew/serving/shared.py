@@ -8,7 +8,7 @@ import asyncio
 import os
 import socket
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, cast
 
@@ -50,7 +50,7 @@ class SharedLines:
             self._leave_ended()
             of_loop = self._of_loops[loop] = _OfLoop()
         if of_loop.in_threads:
-            return await loop.run_in_executor(self._executor(), lambda: self._lines.ask(*steps))
+            return await self._ask_in_threads(of_loop, steps)
         commands = all_of(steps)
         data = b"".join(commands)
         for pause_s in (*PAUSES_S, None):
@@ -59,7 +59,7 @@ class SharedLines:
                 if line is None or line.is_closed:
                     line = await self._connected(of_loop)
                 if line is None:
-                    return await loop.run_in_executor(self._executor(), lambda: self._lines.ask(*steps))
+                    return await self._ask_in_threads(of_loop, steps)
                 return divided(await line.exchange(data, len(commands)), steps)
             except Exception as error:
                 if pause_s is None or not isinstance(error, redis.ConnectionError | redis.TimeoutError):
@@ -69,6 +69,19 @@ class SharedLines:
                     raise
                 await asyncio.sleep(pause_s)
         raise AssertionError
+
+    async def _ask_in_threads(self, of_loop: "_OfLoop", steps: Sequence[Commands]) -> list[list[Any]]:
+        of_loop.n_in_threads += 1
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._executor(), lambda: self._lines.ask(*steps))
+        finally:
+            of_loop.n_in_threads -= 1
+
+    def are_waiting(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Return whether somebody waits for replies in an event loop."""
+        of_loop = self._of_loops.get(loop)
+        return of_loop is not None and of_loop.are_waiting
 
     def close(self) -> None:
         """Close all connections; may be called outside of their loops once these have ended."""
@@ -129,6 +142,12 @@ class _OfLoop:
         self.line: _Line | None = None
         self.until_end: AsyncGenerator[None, None] | None = None
         self.in_threads = False
+        self.n_in_threads = 0
+
+    @property
+    def are_waiting(self) -> bool:
+        """Whether somebody waits for replies."""
+        return self.n_in_threads > 0 or (self.line is not None and self.line.are_waiting)
 
     def connected(self, attempt: "asyncio.Future[_Line | None]") -> None:
         """Note that an attempt to connect has ended."""
@@ -182,6 +201,11 @@ class _Line(asyncio.Protocol):
         own.setblocking(False)
         _, line = await asyncio.get_running_loop().create_connection(lambda: cls(client, connection), sock=own)
         return line
+
+    @property
+    def are_waiting(self) -> bool:
+        """Whether replies are on their way."""
+        return bool(self._waiting)
 
     def exchange(self, data: bytes, n_replies: int) -> "asyncio.Future[list[Any]]":
         """Send commands; what is returned becomes their replies. Errors among them are not raised."""

@@ -214,7 +214,7 @@ def test_a_process_that_stood_still_and_was_replaced_sends_nothing_more(redis_ur
         with nodes.open():
             taken_over.append(True)
             send(process(), step(20, 2, a=2))
-            nodes.send_rows(frozen._encoders[VIEW.id], step(11, 1, a=1).current, NOW)
+            nodes.send_rows(frozen._encoders[VIEW.id], step(11, 1, a=1).current_rows, NOW)
             nodes.finish()
 
     with pytest.raises(redis.ConnectionError):

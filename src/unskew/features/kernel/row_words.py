@@ -11,13 +11,14 @@ from unskew.features.kernel.state import Rows
 from unskew.features.text_buffers import Keys
 
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 
 class RowWords(NamedTuple):
     """Rows in the order of instants; those of one instant are in any order.
 
     ``keys``: theirs, or fewer, to which they are numbered elsewhere. ``caused``: whether an event closed the row's
-    ``firsts`` and ``others``: as in ``Rows``.
+    instant, or only a hop. ``firsts`` and ``others``: as in ``Rows``.
     """
 
     keys: Keys
@@ -25,7 +26,7 @@ class RowWords(NamedTuple):
     event_times: Ints
     partitions: Ints
     offsets: Ints
-    caused: npt.NDArray[np.bool_]
+    caused: Bools
     firsts: Ints
     others: Ints
     present: Ints
@@ -63,6 +64,26 @@ class CurrentWords(NamedTuple):
     others: Ints
     present: Ints
 
+    @property
+    def has_until(self) -> Bools:
+        """Whether ``until`` is an instant."""
+        return self.until != w.FOREVER
+
+    @property
+    def is_gone(self) -> Bools:
+        """Whether nothing of the entity is left."""
+        return self.empty_at == w.NEVER
+
+    @property
+    def has_empty_at(self) -> Bools:
+        """Whether ``empty_at`` is an instant."""
+        return ~self.is_gone & (self.empty_at != w.FOREVER)
+
+    def chosen(self, chosen: Bools) -> "CurrentWords":
+        """Return the rows for which ``chosen`` is true."""
+        arrays = {name: getattr(self, name)[_rows(name, chosen)] for name in self._fields if name != "keys"}
+        return CurrentWords(keys=self.keys.chosen(chosen), **arrays)
+
 
 _Words = TypeVar("_Words", RowWords, CurrentWords)
 
@@ -74,6 +95,10 @@ def joined(kind: type[_Words], parts: Sequence[_Words]) -> _Words:
     keys: Sequence[Keys]
     arrays: Sequence[Sequence[npt.NDArray[Any]]]
     keys, *arrays = zip(*parts, strict=True)
-    # Rows are the last axis of ``firsts``, and the first of all others.
-    axes = [1 if name == "firsts" else 0 for name in kind._fields[1:]]
+    axes = [len(_rows(name, ())) - 1 for name in kind._fields[1:]]
     return kind(Keys.joined(keys), *(np.concatenate(each, axis) for each, axis in zip(arrays, axes, strict=True)))
+
+
+def _rows(name: str, rows: Any) -> tuple[Any, ...]:
+    """Return the index of ``rows`` in a field's array: they are its first axis, but the second of ``firsts``."""
+    return (slice(None), rows) if name == "firsts" else (rows,)

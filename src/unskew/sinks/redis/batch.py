@@ -4,8 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import numpy as np
 import polars as pl
 
+from unskew.features.kernel.row_words import CurrentWords
+from unskew.features.kernel.row_words import joined as joined_words
 from unskew.features.ledger import Ledger
 from unskew.features.updates import NothingToCome, StepRows, Updates, frames
 from unskew.sinks.gathered import joined
@@ -106,19 +109,31 @@ class Batch:
         """Keep the last row of each key."""
         for view, steps in self.rows.items():
             if len(steps) > 1:
-                together = joined(frames(steps))
-                last = _last_of_each_key(together)
-                self.rows[view] = [StepRows(last)]
-                self.n_rows -= together.height - last.height
-                self.n_conflated += together.height - last.height
+                n_rows, last = sum(step.height for step in steps), _last_of_each_key(steps)
+                self.rows[view] = [last]
+                self.n_rows -= n_rows - last.height
+                self.n_conflated += n_rows - last.height
         self.n_distinct = self.n_rows
 
 
-def _last_of_each_key(rows: pl.DataFrame) -> pl.DataFrame:
+def _last_of_each_key(steps: Sequence[StepRows]) -> StepRows:
     # Most turns bring few rows, all of different keys, and finding that out costs less than the query.
-    if rows.height <= FEW_ROWS and len(set(rows["key"].to_list())) == rows.height:
-        return rows
-    return rows.unique("key", keep="last", maintain_order=True)
+    is_few = sum(step.height for step in steps) <= FEW_ROWS
+    held = [step.words for step in steps if step.words is not None]
+    if is_few and len(held) == len(steps):
+        # No frame is made of them: it would cost more than all else that is done with a few rows.
+        make, _ = held[0]
+        words = joined_words(CurrentWords, [its for _, its in held])
+        places = {key: place for place, key in enumerate(words.keys.texts())}
+        if len(places) < len(words.changed_at):
+            is_last = np.zeros(len(words.changed_at), np.bool_)
+            is_last[list(places.values())] = True
+            words = words.chosen(is_last)
+        return StepRows.of(words, len(places), make)
+    rows = joined(frames(steps))
+    if is_few and len(set(rows["key"].to_list())) == rows.height:
+        return StepRows(rows)
+    return StepRows(rows.unique("key", keep="last", maintain_order=True))
 
 
 def _joined(first: Mapping[str, Sequence[_Rows]], second: Mapping[str, Sequence[_Rows]]) -> dict[str, list[_Rows]]:

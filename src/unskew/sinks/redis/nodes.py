@@ -24,6 +24,7 @@ from redis.exceptions import ClusterError
 from tenacity import Retrying, retry_if_result, stop_after_attempt, wait_incrementing
 from typing_extensions import override
 
+from unskew.features.updates import StepRows
 from unskew.sinks.redis.cluster_slots import slot_of, slots_of, tag_of
 from unskew.sinks.redis.resp import Commands, RowEncoder, hset
 from unskew.sinks.redis.resp_replies import BYTES_PER_READ, Replies
@@ -143,7 +144,7 @@ class Nodes(Protocol):
     def set_fields(self, key: str, values: Mapping[str, int | str], *, anywhere: bool = True) -> None:
         """Send fields of a hash; with ``anywhere=False``, only to the server that rows of this slot were sent to."""
 
-    def send_rows(self, encoder: RowEncoder, rows: pl.DataFrame, now_us: int, *, persist: bool = False) -> None:
+    def send_rows(self, encoder: RowEncoder, rows: StepRows, now_us: int, *, persist: bool = False) -> None:
         """Send current rows, each key at most once; ``persist``: remove expiries that keys should not have."""
 
     def then(self) -> None:
@@ -191,8 +192,11 @@ class OneServer:
     def set_fields(self, key: str, values: Mapping[str, int | str], *, anywhere: bool = True) -> None:  # noqa: ARG002
         self._only.hold(hset(key, values))
 
-    def send_rows(self, encoder: RowEncoder, rows: pl.DataFrame, now_us: int, *, persist: bool = False) -> None:
-        for chunk in rows.iter_slices(ROWS_PER_CHUNK):
+    def send_rows(self, encoder: RowEncoder, rows: StepRows, now_us: int, *, persist: bool = False) -> None:
+        if (few := encoder.encode_words(rows, now_us, persist=persist)) is not None:
+            self._only.send(few)
+            return
+        for chunk in rows.frame().iter_slices(ROWS_PER_CHUNK):
             # Encoded while the server works on the previous chunk.
             self._only.send(encoder.encode(chunk, now_us, persist=persist))
 
@@ -283,8 +287,8 @@ class ClusterNodes:
         self._fields.append((key, values, anywhere))
         self._line_of(slot_of(key)).hold(hset(key, values))
 
-    def send_rows(self, encoder: RowEncoder, rows: pl.DataFrame, now_us: int, *, persist: bool = False) -> None:
-        sent = _Rows(encoder, rows, now_us, persist)
+    def send_rows(self, encoder: RowEncoder, rows: StepRows, now_us: int, *, persist: bool = False) -> None:
+        sent = _Rows(encoder, rows.frame(), now_us, persist)
         self._rows.append(sent)
         self._divide(sent)
 

@@ -14,7 +14,7 @@ garbage. Values have the texts that ``texts`` describes; a null field is absent.
 Every reply to these commands is an integer, a status or an array of integers, as ``resp_replies`` expects.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import hiredis
@@ -22,10 +22,12 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from unskew.features.kernel.row_words import CurrentWords, Ints
 from unskew.features.plan import ViewPlan
 from unskew.features.selecting import select
 from unskew.features.text_buffers import Keys, read_only
 from unskew.features.types import INT64, STRING
+from unskew.features.updates import StepRows
 from unskew.sinks.redis import resp_bytes
 from unskew.sinks.redis.keyspace import value_key
 from unskew.sinks.redis.texts import text_of
@@ -76,6 +78,7 @@ class RowEncoder:
         self._name_ends = np.cumsum([0, *map(len, names)])
         self._pieces = _bytes(resp_bytes.PIECES)
         self._piece_ends = np.array(resp_bytes.PIECE_ENDS)
+        self._plain = _Plain.of(view, self._kinds)
         # Reused, because the page faults of a new buffer of this size cost more than filling it.
         self._out = np.empty(0, np.uint8)
 
@@ -114,11 +117,58 @@ class RowEncoder:
                 numbers.append(_integers(column, missing[field]))
         texts = [columns["key"]]
         if floats:
-            # Polars writes the shortest text that reads back as the same float.
-            texts.append(pl.Series(np.concatenate(floats)).cast(pl.String))
+            texts.append(_float_texts(np.concatenate(floats)))
         texts += strings
-        laid_out = Keys.of(texts[0] if len(texts) == 1 else pl.concat(texts))
-        out = self._buffer(rows.height, laid_out)
+        return self._written(
+            Keys.of(texts[0] if len(texts) == 1 else pl.concat(texts)),
+            sources,
+            np.stack(numbers),
+            missing,
+            columns["_gone"].to_numpy(),
+            self._expiries_ms(rows.height, now_us, lambda: _with_nulls(columns["_empty_at"]), persist=persist),
+        )
+
+    def encode_words(self, rows: StepRows, now_us: int | None, *, persist: bool = False) -> Commands | None:
+        """Return the commands that ``encode`` returns for the frame of ``rows``, which is not made.
+
+        None for rows that are a frame already, or whose values are not all numbers in the kernel's words.
+        """
+        plain, held = self._plain, rows.words
+        if plain is None or held is None:
+            return None
+        words: CurrentWords = held[1]
+        values, n_rows = words.firsts, rows.height
+        missing = np.zeros((len(self._fields), n_rows), np.bool_)
+        np.equal(words.present >> plain.bits & 1, 0, out=missing[: len(plain.bits)])
+        np.logical_not(words.has_until, out=missing[-1])
+        numbers = np.concatenate((values[plain.numbers], words.changed_at[np.newaxis], words.until[np.newaxis]))
+        if len(plain.booleans):
+            numbers[plain.booleans] = numbers[plain.booleans] != 0
+        texts = words.keys
+        if len(plain.floats):
+            floats = values[plain.floats].view(np.float64)
+            missing[plain.floats] |= np.isnan(floats)
+            texts = Keys.joined([texts, Keys.of(_float_texts(floats.ravel()))])
+        return self._written(
+            texts,
+            plain.sources,
+            numbers,
+            missing,
+            words.is_gone,
+            self._expiries_ms(n_rows, now_us, lambda: (words.empty_at, ~words.has_empty_at), persist=persist),
+        )
+
+    def _written(
+        self,
+        texts: Keys,
+        sources: Ints,
+        numbers: Ints,
+        missing: npt.NDArray[np.bool_],
+        gone: npt.NDArray[np.bool_],
+        expires_ms: Ints,
+    ) -> Commands:
+        """Return the commands of rows; the arguments are those of ``resp_bytes.write_rows``."""
+        out = self._buffer(len(gone), texts)
         n_bytes, n_replies = resp_bytes.write_rows(
             out,
             self._pieces,
@@ -128,12 +178,12 @@ class RowEncoder:
             self._names,
             self._name_ends,
             sources,
-            read_only(laid_out.data),
-            read_only(laid_out.offsets),
-            np.stack(numbers),
+            read_only(texts.data),
+            read_only(texts.offsets),
+            numbers,
             missing,
-            read_only(columns["_gone"].to_numpy()),
-            read_only(self._expiries_ms(columns["_empty_at"], now_us, persist=persist)),
+            read_only(gone),
+            read_only(expires_ms),
         )
         return Commands(out[:n_bytes].tobytes(), n_replies)
 
@@ -155,14 +205,24 @@ class RowEncoder:
         keys: list[str] = (self.before_key + rows["key"] + self.after_key).to_list()
         return keys
 
-    def _expiries_ms(self, empty_at: pl.Series, now_us: int | None, *, persist: bool) -> npt.NDArray[np.int64]:
-        """Return when each key expires, in milliseconds; 0 to leave its expiry as it is, -1 to remove it."""
+    def _expiries_ms(
+        self,
+        n_rows: int,
+        now_us: int | None,
+        empty_at: Callable[[], tuple[Ints, npt.NDArray[np.bool_]]],
+        *,
+        persist: bool,
+    ) -> Ints:
+        """Return when each key expires, in milliseconds; 0 to leave its expiry as it is, -1 to remove it.
+
+        ``empty_at``: the instants, and where there is none.
+        """
         if now_us is None:
-            return np.zeros(len(empty_at), np.int64)
+            return np.zeros(n_rows, np.int64)
         if self._expire_after_us is None:
-            return np.full(len(empty_at), -1 if persist else 0, np.int64)
-        missing = np.zeros(len(empty_at), np.bool_)
-        expires_us = _integers(empty_at, missing) + self._expire_after_us
+            return np.full(n_rows, -1 if persist else 0, np.int64)
+        instants, missing = empty_at()
+        expires_us = instants + self._expire_after_us
         return np.where(~missing & (expires_us > now_us), -(-expires_us // 1000), 0)
 
     def _buffer(self, n_rows: int, texts: Keys) -> npt.NDArray[np.uint8]:
@@ -179,6 +239,50 @@ class RowEncoder:
         if len(self._out) < size:
             self._out = np.empty(size, np.uint8)
         return self._out
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """Where the fields of a view are in the kernel's words, if each is a number in one of them.
+
+    ``bits``: of each feature in ``present``. ``numbers``, ``floats``: the features of integers and of floats.
+    ``booleans``: which of ``numbers`` are truth values. ``sources``: see ``resp_bytes``.
+    """
+
+    bits: Ints
+    numbers: Ints
+    floats: Ints
+    booleans: Ints
+    sources: Ints
+
+    @classmethod
+    def of(cls, view: ViewPlan, kinds: Sequence[str]) -> "_Plain | None":
+        """Return None if a view has texts, lists, maps, decimals or derived features. ``kinds``: of all fields."""
+        names = [feature.name for feature in view.features]
+        if "text" in kinds or names != [output.name for output in view.outputs]:
+            return None
+        are_floats = np.array([kind == "float" for kind in kinds])
+        sources = np.where(are_floats, -1 - np.cumsum(are_floats), np.cumsum(~are_floats) - 1)
+        # The last two are instants, beside the features.
+        numbers, floats = np.flatnonzero(~are_floats[:-2]), np.flatnonzero(are_floats)
+        are_booleans = [output.dtype.scalar == "bool" for output in view.outputs]
+        return cls(
+            np.arange(len(names))[:, np.newaxis],
+            numbers,
+            floats,
+            np.flatnonzero(np.array(are_booleans)[numbers]),
+            sources,
+        )
+
+
+def _float_texts(values: npt.NDArray[np.float64]) -> pl.Series:
+    # Polars writes the shortest text that reads back as the same float.
+    return pl.Series(values).cast(pl.String)
+
+
+def _with_nulls(column: pl.Series) -> tuple[Ints, npt.NDArray[np.bool_]]:
+    missing = np.zeros(len(column), np.bool_)
+    return _integers(column, missing), missing
 
 
 def _integers(column: pl.Series, missing: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:

@@ -456,7 +456,7 @@ class RedisWriter:
     def _send_values(self, nodes: Nodes, batch: Batch, now_us: int) -> None:
         for view, steps in batch.rows.items():
             for step in steps:
-                nodes.send_rows(self._encoders[view], step.frame(), now_us, persist=self._persists or batch.mends)
+                nodes.send_rows(self._encoders[view], step, now_us, persist=self._persists or batch.mends)
         nodes.finish()
 
     def _send_clocks(self, nodes: Nodes, batch: Batch) -> None:
