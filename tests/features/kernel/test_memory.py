@@ -1,11 +1,13 @@
 """What has left every window leaves no trace in a shard's memory, and is stored as it lies."""
 
+import numpy as np
 import polars as pl
 import pytest
 
 from tests.support.plans import DAY, MINUTE, SECOND, Wanted, closed, events, local_day, session, sessions, sliding, view
 from unskew.features import shard_state
 from unskew.features.evaluate import evaluate
+from unskew.features.kernel.tiles import MOST_ROWS, lines
 from unskew.features.plan import ViewPlan
 from unskew.features.shard_state import ShardState
 from unskew.features.view import Parameters, ViewWindow
@@ -143,3 +145,9 @@ def test_each_item_is_a_cache_line_of_its_own_however_often_their_memory_grows()
         n_rows.append(len(items))
 
     assert n_rows == sorted(set(n_rows))
+
+
+def test_more_rows_than_numbers_of_32_bits_tell_apart_are_refused_and_nothing_is_allocated():
+    assert MOST_ROWS - 1 <= np.iinfo(np.int32).max
+    with pytest.raises(MemoryError, match="a shard needs room for 2,147,483,649 .* at most 2,147,483,648: divide"):
+        lines(MOST_ROWS + 1, 8)

@@ -11,12 +11,22 @@ from unskew.features.kernel import words as w
 
 _LINE_WORDS = 8
 _LINE_BYTES = 8 * _LINE_WORDS
+MOST_ROWS = 1 << 31
+"""Links and numbers of rows have 32 bits; so many rows of a cache line take 128 GiB."""
 _MOST_SPARE = 1 / 8
 """Rows are made of whole cache lines where that takes at most this part of them."""
 
 
 def lines(n_rows: int, n_words: int) -> npt.NDArray[np.int64]:
-    """Return uninitialised rows of ``n_words`` or a few more, which begin at a cache line if they are whole ones."""
+    """Return uninitialised rows of ``n_words`` or a few more, which begin at a cache line if they are whole ones.
+
+    Raises ``MemoryError`` for more than ``MOST_ROWS``.
+    """
+    if n_rows > MOST_ROWS:
+        raise MemoryError(
+            f"a shard needs room for {n_rows:,} entities, tiles or items, and has it for at most {MOST_ROWS:,}: divide "
+            "the entities among more shards or partitions"
+        )
     whole = -(-n_words // _LINE_WORDS) * _LINE_WORDS
     width = whole if whole - n_words <= whole * _MOST_SPARE else n_words
     words = np.empty(n_rows * width + _LINE_WORDS, np.int64)
