@@ -148,6 +148,6 @@ def test_each_item_is_a_cache_line_of_its_own_however_often_their_memory_grows()
 
 
 def test_more_rows_than_numbers_of_32_bits_tell_apart_are_refused_and_nothing_is_allocated():
-    assert MOST_ROWS - 1 <= np.iinfo(np.int32).max
-    with pytest.raises(MemoryError, match="a shard needs room for 2,147,483,649 .* at most 2,147,483,648: divide"):
+    assert np.iinfo(np.int32).max >= MOST_ROWS - 1
+    with pytest.raises(MemoryError, match=r"a shard needs room for 2,147,483,649 .* at most 2,147,483,648: divide"):
         lines(MOST_ROWS + 1, 8)
