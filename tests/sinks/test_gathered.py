@@ -1,7 +1,8 @@
 import polars as pl
 import pytest
 
-from unskew.sinks.gathered import AT_ONCE, Gathered, framed, joined
+from unskew.features.selecting import framed
+from unskew.sinks.gathered import AT_ONCE, Gathered, joined
 
 
 def frame(begin: int, n_rows: int) -> pl.DataFrame:

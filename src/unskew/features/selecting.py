@@ -1,6 +1,6 @@
-"""Expressions over a frame, and choices of its rows, in the way that costs less for its number of rows."""
+"""Frames of columns, expressions over them, and choices of rows, in the way that costs less for their number."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +15,18 @@ def select(frame: pl.DataFrame, expressions: pl.Expr | Iterable[pl.Expr]) -> pl.
     return frame.select_seq(expressions) if frame.height < FEW_ROWS else frame.select(expressions)
 
 
+def framed(columns: Sequence[pl.Series]) -> pl.DataFrame:
+    """Return a frame of columns, at least one, several times as fast as the constructor, which checks much more."""
+    frame = columns[0].to_frame()
+    frame.hstack(list(columns[1:]), in_place=True)
+    return frame
+
+
 def filtered(frame: pl.DataFrame, chosen: pl.Series) -> pl.DataFrame:
     """Return the rows that ``DataFrame.filter`` gives; the frame has columns."""
     if frame.height >= FEW_ROWS:
         return frame.filter(chosen)
-    return pl.DataFrame([column.filter(chosen) for column in frame.get_columns()])
+    return framed([column.filter(chosen) for column in frame.get_columns()])
 
 
 def gathered(frame: pl.DataFrame, places: npt.NDArray[np.int64]) -> pl.DataFrame:

@@ -9,6 +9,8 @@ from itertools import count
 
 import polars as pl
 
+from unskew.features.selecting import framed
+
 AT_ONCE = 16
 """So many frames are joined into one."""
 FEW_ROWS = 64
@@ -78,10 +80,3 @@ def joined(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
     for frame in frames[1:]:
         whole.vstack(frame, in_place=True)
     return framed([column.rechunk() for column in whole.get_columns()])
-
-
-def framed(columns: Sequence[pl.Series]) -> pl.DataFrame:
-    """Return a frame of columns, at least one, several times as fast as the constructor, which checks much more."""
-    frame = columns[0].to_frame()
-    frame.hstack(list(columns[1:]), in_place=True)
-    return frame

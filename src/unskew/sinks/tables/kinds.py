@@ -11,9 +11,10 @@ from typing_extensions import override
 
 from unskew.features.ledger import NOTHING_LATE, ledger_of, written
 from unskew.features.plan import ViewPlan
+from unskew.features.selecting import framed
 from unskew.features.updates import NothingToCome, StepRows, Updates, frames_of_each
 from unskew.sinks.aside import Aside
-from unskew.sinks.gathered import framed, in_turn
+from unskew.sinks.gathered import in_turn
 from unskew.sinks.tables.layout import (
     EVENTS,
     FIRST,
