@@ -267,7 +267,7 @@ def row(name: str, size: str, runs: list[list[dict[str, float]]]) -> str:
     return (
         f"| {size} | {name} | {p50:.0f} | {p99:.0f} | {most:.0f} | {median('thread'):.0f} | "
         f"{median('syncs_flow'):,.0f} / {median('syncs'):,.0f} | {median('files_flow'):,.0f} / {median('files'):,.0f} | "
-        f"{median('processor'):,.0f} | {runs[0][0]['at']:.0f} | {max(one['peak'] for one in epochs):,.0f} |"
+        f"{median('processor'):,.0f} | {min(ends[0]['at'] for ends in runs if ends):.0f} | {max(one['peak'] for one in epochs):,.0f} |"
     )
 
 
