@@ -3,9 +3,9 @@
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import polars as pl
@@ -107,8 +107,7 @@ def other_operation(stream: StreamPlan, operation: str) -> Exception:
     return BadMessage("operation", f"its operation is {operation!r}; events are {', '.join(stream.operations)}")
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
+class Decoded(msgspec.Struct, frozen=True):
     """A poll after decoding.
 
     ``events``: columns as ``StreamPlan.columns``, then ``_partition``, ``_offset``, ``_arrival``, ``_event_time``
@@ -276,7 +275,7 @@ def _joined(polls: Sequence[Poll]) -> Poll:
     headers = None
     if any(poll.headers for poll in polls):
         headers = [of_one for poll in polls for of_one in poll.headers or [None] * len(poll.values)]
-    return replace(
+    return msgspec.structs.replace(
         polls[0],
         offsets=np.concatenate([poll.offsets for poll in polls]),
         arrivals=np.concatenate([poll.arrivals for poll in polls]),
