@@ -1,5 +1,6 @@
 """Decoding of polls: what is the same for every format, which is instants, keys, headers and dead letters."""
 
+import itertools
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -164,7 +165,7 @@ class Decoder(ABC):
         ``schema_id`` and the same ``decided``.
         """
         lengths = [len(poll.values) for poll in polls]
-        bounds = np.cumsum([0, *lengths])
+        bounds = [0, *itertools.accumulate(lengths)]
         together = polls[0] if len(polls) == 1 else _joined(polls)
         reasons: dict[int, Rejection] = {}
         rows, events = np.empty(0, np.int64), self._no_events
@@ -185,7 +186,7 @@ class Decoder(ABC):
                 clock_us=poll.clock_us,
                 ended=poll.ended,
                 events=events[places[number] : places[number + 1]] if places else events,
-                dead=self._dead(poll, _between(reasons, int(bounds[number]), int(bounds[number + 1]))),
+                dead=self._dead(poll, _between(reasons, bounds[number], bounds[number + 1])),
             )
             for number, poll in enumerate(polls)
         ]

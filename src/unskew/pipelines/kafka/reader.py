@@ -554,7 +554,11 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         return items
 
     def _waits_for_journal(self) -> bool:
-        return self._unsaid and self._journal is not None and not self._journal.holds(self._marks.ticket)
+        """Return true if a mark is announced, and the journal does not hold it yet."""
+        if not self._unsaid or self._journal is None or self._journal.holds(self._marks.ticket):
+            return False
+        self._journal.begin()
+        return True
 
     def _next(self) -> list[Poll]:
         reader = self._reader
@@ -695,7 +699,9 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
                 self.schema_id,
             )
         )
-        self._journal.begin()
+        # Those of a round are written at once.
+        if floor_us is None or self._reader.options.turns.is_last(self):
+            self._journal.begin()
 
     def _wants_more(self) -> bool:
         """Return true if the next poll should first take in more fetched records; each poll has a fixed cost."""

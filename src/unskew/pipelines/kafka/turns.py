@@ -52,6 +52,10 @@ class Turns:
         """Whether any partition of the process still takes turns."""
         return bool(self._taking)
 
+    def is_last(self, partition: object) -> bool:
+        """Return true if Bytewax begins again with the first partition after this one's turn."""
+        return partition is next(reversed(self._taking), None)
+
     def begin(self, partition: object) -> None:
         """Note that a partition's turn begins."""
         self._taking[partition] = None
@@ -79,7 +83,7 @@ class Turns:
         """
         if gave:
             self._begin_round()
-        elif partition in self._idle and partition is next(reversed(self._taking)):
+        elif partition in self._idle and self.is_last(partition):
             rest_s = max(self._wait_s, SHORTEST_S)
             # Only one reader at a time can be waited for.
             is_alone = self._readers == {reader}
