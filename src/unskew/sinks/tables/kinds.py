@@ -99,7 +99,7 @@ class LogTable(_Staged):
         # The rows of which no frame has been made yet: who makes it, their words, and the ``seq`` of the first.
         self._waiting: tuple[Make, Any, int] | None = None
         self._n_waiting = 0
-        self._schema = log_schema(view)
+        self._dtypes = list(log_schema(view).values())
         self._now_us = now_us
         self._table = StagedTable(
             view_root(log_root, view.name, view.version),
@@ -181,11 +181,13 @@ class LogTable(_Staged):
 
     def _complete(self, rows: pl.DataFrame) -> pl.DataFrame:
         # Column by column, because a query would cost more than the work on the few rows of most epochs.
-        columns = {column.name: column for column in rows.get_columns()}
-        columns["written_at"] = pl.Series("written_at", np.full(rows.height, self._now_us()))
-        columns["shard"] = self._named.new_from_index(0, rows.height)
-        wanted = [(columns[name], kind) for name, kind in self._schema.items()]
-        return framed([column if column.dtype == kind else column.cast(kind) for column, kind in wanted])
+        written_at = pl.Series("written_at", [self._now_us()], pl.Int64).cast(INSTANT)
+        columns = rows.get_columns()
+        columns[-1:-1] = [one.new_from_index(0, rows.height) for one in (written_at, self._named)]
+        completed = framed(columns)
+        if completed.dtypes != self._dtypes:
+            raise ValueError(f"rows of shard {self._shard} have the columns {completed.schema}, not those of its log")
+        return completed
 
 
 def append_waiting(tables: Sequence[LogTable]) -> None:
