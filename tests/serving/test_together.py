@@ -196,3 +196,25 @@ def test_a_server_that_has_gone_is_said_to_all_and_one_who_waits_no_longer_stops
         )
 
     assert {type(one) for one in asyncio.run(ask())} == {StoreUnavailable}
+
+
+@pytest.mark.parametrize("n_turns", [0, 1])
+def test_whoever_waits_reads_alone_if_the_task_that_reads_for_all_is_ended(redis_client, n_turns):
+    filled(redis_client)
+    reader = reader_of(redis_client)
+
+    async def read():
+        await reader.read_async(REFERENCES, of_users(USERS[:1]))
+        reads = [asyncio.ensure_future(reader.read_async(REFERENCES, of_users([user]))) for user in USERS]
+        known = {*reads, asyncio.current_task()}
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        (task,) = asyncio.all_tasks() - known
+        for _ in range(n_turns):
+            await asyncio.sleep(0)
+        assert task.cancel()
+        answers = await asyncio.wait_for(asyncio.gather(*reads), 10)
+        assert task.cancelled()
+        return answers
+
+    assert [answer.to_dict()["n_5min"] for answer in asyncio.run(read())] == [[n] for n in range(len(USERS))]

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from unskew.features.errors import StoreUnavailable
@@ -80,7 +81,7 @@ class Reads:
         if self._are_many:
             task = place[0].create_task(self._make(waiting.reads))
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(partial(self._ended, waiting.reads))
         elif not (joint := waiting.reads[0][1]).done():
             joint.set_result(None)
 
@@ -105,6 +106,13 @@ class Reads:
             else:
                 joint.set_result(None if found is None else found.part(slice(first, last)))
             first = last
+
+    def _ended(self, reads: Sequence[tuple[Reading, Joint]], task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        # Whoever stops may end all tasks of a loop, this one too, perhaps before it began.
+        for _, joint in reads:
+            if not joint.done():
+                joint.set_result(None)
 
 
 class _Waiting:
