@@ -10,7 +10,7 @@ from polars.testing import assert_frame_equal
 from tests.support.plans import SECOND, Wanted, WantedOfOthers, calendar, events, session, sessions, sliding, view
 from unskew.features.evaluate import evaluate
 from unskew.features.shard_state import FEW_ROWS, ShardState
-from unskew.features.updates import frames, frames_of_each
+from unskew.features.updates import StepRows, frames, frames_of_each
 
 SHORT, LONG = sliding(3 * SECOND, SECOND), sliding(12 * SECOND, 2 * SECOND)
 VIEWS = {
@@ -98,6 +98,31 @@ def test_rows_of_many_shards_that_become_frames_together_are_those_of_each_shard
     for steps_of, made in zip(shards, together, strict=True):
         if steps_of:
             assert_frame_equal(pl.concat(made), pl.concat(frames(steps_of)))
+
+
+@pytest.mark.parametrize("name", VIEWS)
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_of_steps_that_are_copied_together_are_those_of_each_step(name, seed):
+    planned = VIEWS[name]
+    state = ShardState(planned, "h0")
+    waiting = [state.apply(found, clock_us).closed_rows for found, clock_us in steps(planned, seed)]
+    waiting = [rows for rows in waiting if rows.words is not None]
+    if not waiting:
+        assert name in {"texts", "map"}
+        return
+
+    make, words = waiting[0].words
+    growing, n_rows = words.growing(), waiting[0].height
+    first = waiting[0].first
+    for number, rows in enumerate(waiting[1:]):
+        if number % 9 == 0:
+            # To look at them takes nothing away.
+            assert len(growing.whole().instants) == n_rows
+        growing.add(rows.words[1])
+        n_rows += rows.height
+
+    whole = StepRows.of(growing.whole(), n_rows, make, first)
+    assert_frame_equal(whole.frame(), pl.concat(frames(waiting)))
 
 
 def test_many_rows_of_one_step_are_a_frame_at_once_and_few_are_not():

@@ -3,17 +3,20 @@
 import asyncio
 import json
 import time
+from functools import partial
 
 import pytest
 
 from tests.support.plans import DAY, HOUR, MINUTE, Wanted, sliding, view
+from tests.support.servers.valkey import Cluster
 from tests.support.updates import closing
 from unskew.features.errors import LayoutError, StoreUnavailable
 from unskew.features.plan import Plan
 from unskew.features.registry import describe
 from unskew.serving.online import OnlineReader
 from unskew.serving.together import MOST_ROWS
-from unskew.sinks.redis.keyspace import value_key
+from unskew.sinks.redis.cluster_slots import slot_of
+from unskew.sinks.redis.keyspace import clock_key, connect, registry_key, revision_key, sent_key, value_key
 from unskew.sinks.redis.writer import RedisWriter
 
 VISITS = view(
@@ -27,15 +30,15 @@ REFERENCES = ["visits:n_5min", "visits:mean_1d", "visits:last_page"]
 USERS = [f"u{number}" for number in range(60)]
 
 
-def published(redis_client, *views):
-    writer = RedisWriter(redis_client, "unskew", "main")
+def published(redis_client, *views, prefix="unskew"):
+    writer = RedisWriter(redis_client, prefix, "main")
     writer.publish_registry(json.dumps(describe(Plan(streams={}, views={plan.name: plan for plan in views}))))
     return writer
 
 
-def filled(redis_client, *, shards=("h0", "h1")):
+def filled(redis_client, *, shards=("h0", "h1"), prefix="unskew"):
     """Write rows of all kinds: in the past, ahead of the clock, with nulls."""
-    writer = published(redis_client, VISITS)
+    writer = published(redis_client, VISITS, prefix=prefix)
     writer.expect({VISITS.published.id: shards})
     rows = [
         {
@@ -196,3 +199,56 @@ def test_a_server_that_has_gone_is_said_to_all_and_one_who_waits_no_longer_stops
         )
 
     assert {type(one) for one in asyncio.run(ask())} == {StoreUnavailable}
+
+
+@pytest.mark.parametrize("n_turns", [0, 1])
+def test_whoever_waits_reads_alone_if_the_task_that_reads_for_all_is_ended(redis_client, n_turns):
+    filled(redis_client)
+    reader = reader_of(redis_client)
+
+    async def read():
+        await reader.read_async(REFERENCES, of_users(USERS[:1]))
+        reads = [asyncio.ensure_future(reader.read_async(REFERENCES, of_users([user]))) for user in USERS]
+        known = {*reads, asyncio.current_task()}
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        (task,) = asyncio.all_tasks() - known
+        for _ in range(n_turns):
+            await asyncio.sleep(0)
+        assert task.cancel()
+        answers = await asyncio.wait_for(asyncio.gather(*reads), 10)
+        assert task.cancelled()
+        return answers
+
+    assert [answer.to_dict()["n_5min"] for answer in asyncio.run(read())] == [[n] for n in range(len(USERS))]
+
+
+def test_entities_of_other_servers_are_read_while_one_server_of_a_cluster_has_gone(tmp_path):
+    with Cluster(tmp_path / "cluster") as cluster:
+        for node in cluster.nodes:
+            node.client.config_set("cluster-require-full-coverage", "no")
+        gone = cluster.nodes[-1]
+        words = (registry_key, revision_key, *(partial(each, pipeline="main") for each in (clock_key, sent_key)))
+        prefix = next(
+            name
+            for name in map("p{}".format, range(1000))
+            if gone not in {cluster.owner_of(slot_of(key(name))) for key in words}
+        )
+        with connect(cluster.url) as client:
+            filled(client, prefix=prefix)
+        lost = {u for u in USERS if cluster.owner_of(slot_of(value_key(prefix, VISITS.published.id, u))) is gone}
+        here = [user for user in USERS if user not in lost]
+        reader = reader_of(cluster.url, prefix=prefix)
+
+        async def read(users):
+            await reader.read_async(REFERENCES, of_users(here[:1]))
+            reads = [reader.read_async(REFERENCES, of_users([user])) for user in users]
+            return dict(zip(users, await asyncio.gather(*reads, return_exceptions=True), strict=True))
+
+        gone.kill()
+        first, second = asyncio.run(read(USERS)), asyncio.run(read(USERS))
+
+    assert lost
+    for found in (first, second):
+        assert {type(found[user]) for user in lost} == {StoreUnavailable}
+        assert {user: found[user].to_dict()["n_5min"] for user in here} == {user: [USERS.index(user)] for user in here}

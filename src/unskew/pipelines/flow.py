@@ -420,7 +420,7 @@ class _ParquetPart(StatefulSinkPartition[Any, dict[str, Any]]):
     def waiting(self) -> Iterator[tuple[str, LogTable]]:
         """Yield the logs in which rows wait, with their views."""
         for name, table in self._tables.items():
-            if isinstance(table, LogTable) and table.waiting:
+            if isinstance(table, LogTable) and table.has_waiting:
                 yield name.split("/")[1], table
 
     def _kept(self) -> dict[str, dict[str, Any]]:

@@ -18,7 +18,7 @@ from bytewax.testing import run_main
 from unskew.features.errors import Stopped, StoreUnavailable, UnskewError
 from unskew.features.plan import Plan
 from unskew.features.planning import read_otherwise
-from unskew.pipelines import compiling
+from unskew.pipelines import compiling, garbage
 from unskew.pipelines.cluster import Failures, lost, watching
 from unskew.pipelines.decoding.avro import decoder_of
 from unskew.pipelines.decoding.schema_registry import SchemaRegistry
@@ -165,6 +165,7 @@ def _run_once(
 ) -> Status:
     going_on = partial(_go_on, stop.asked)
     with ExitStack() as closing:
+        closing.enter_context(garbage.looked_for_rarely())
         try:
             # A store that is away is waited for, whatever else may end the flow.
             opened = _open(plan, deployment, stop.asked, closing)
@@ -531,6 +532,8 @@ def _wire(
         text = published(plan, revision)
         opened.server.until_done(lambda: opened.writer.publish_registry(text, anew=deployment.replace))
         opened.disk.until_done(lambda: opened.state.record(known))
+        # At the end of the first epoch that brought something: everything is loaded that a flow needs.
+        garbage.keep_what_is_there()
 
     def settle() -> None:
         accepted()

@@ -226,7 +226,11 @@ class OnlineReader:
         self._lines = Lines(self._server)
         self._shared = SharedLines(self._server, self._lines)
         self._together = Together()
-        self._reads = Reads(lambda one: self.asked_async(self._read(one)), self._shared.are_waiting)
+        self._reads = Reads(
+            lambda one: self.asked_async(self._read(one)),
+            self._shared.are_waiting,
+            has_servers=self._server.is_cluster,
+        )
         self._prefix = prefix
         self._pipelines = Pipelines(prefix, [pipeline] if isinstance(pipeline, str) else list(pipeline))
         if views is not None and not isinstance(views, Published):

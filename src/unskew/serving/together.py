@@ -1,7 +1,10 @@
 """Reads of the same features that come in one turn of an event loop, made as one: a read costs more than its rows."""
 
 import asyncio
+import math
+import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from unskew.features.errors import StoreUnavailable
@@ -9,6 +12,9 @@ from unskew.serving.request import Request, ViewAnswer
 
 MOST_ROWS = 64
 """Rows that are read together: each waits for the replies to all. A read that has more than half of them is alone."""
+ALONE_S = 10.0
+"""So long all reads of a cluster are alone after one that some of its servers failed: those whose rows other servers
+have would wait until all attempts have failed, each time."""
 
 
 class Reading(NamedTuple):
@@ -40,6 +46,7 @@ class Reads:
     """Joins the reads of coroutines.
 
     ``read``: makes one; None if its request must be compiled again. ``are_on_way``: whether a loop waits for replies.
+    ``has_servers``: whether some servers may answer while others do not.
     A read leaves at once if there are no others; else it waits for the end of the turn, which leaves time for more.
     """
 
@@ -47,9 +54,13 @@ class Reads:
         self,
         read: Callable[[Reading], Awaitable[Found | None]],
         are_on_way: Callable[[asyncio.AbstractEventLoop], bool],
+        *,
+        has_servers: bool,
     ) -> None:
         self._read = read
         self._are_on_way = are_on_way
+        self._has_servers = has_servers
+        self._alone_until_s = -math.inf
         self._waiting: dict[tuple[asyncio.AbstractEventLoop, Request], _Waiting] = {}
         self._are_many = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -57,11 +68,14 @@ class Reads:
     def joined(self, one: Reading) -> Joint | None:
         """Return what becomes the answer; None, also as the answer, if the caller must read it alone.
 
-        Raises ``StoreUnavailable`` for all who waited; what is wrong with the rows of one is found when it reads alone.
+        Raises ``StoreUnavailable`` of a single server for all who waited; what is wrong with the rows of one, or with
+        the server that has them, is found when it reads alone.
         """
         loop = asyncio.get_running_loop()
         n_rows = len(one.keys[0]) if one.keys else 0
         if not (0 < n_rows <= MOST_ROWS // 2 and (self._are_many or self._are_on_way(loop))):
+            return None
+        if self._has_servers and time.monotonic() < self._alone_until_s:
             return None
         place = loop, one.request
         waiting = self._waiting.get(place)
@@ -80,7 +94,7 @@ class Reads:
         if self._are_many:
             task = place[0].create_task(self._make(waiting.reads))
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(partial(self._ended, waiting.reads))
         elif not (joint := waiting.reads[0][1]).done():
             joint.set_result(None)
 
@@ -92,7 +106,10 @@ class Reads:
         try:
             found = await self._read(reads[0][0]._replace(keys=keys))
         except StoreUnavailable as error:
-            unavailable = error
+            if self._has_servers:
+                self._alone_until_s = time.monotonic() + ALONE_S
+            else:
+                unavailable = error
         except Exception:  # noqa: BLE001, S110 - whoever caused it meets it again when reading alone
             pass
         first = 0
@@ -105,6 +122,13 @@ class Reads:
             else:
                 joint.set_result(None if found is None else found.part(slice(first, last)))
             first = last
+
+    def _ended(self, reads: Sequence[tuple[Reading, Joint]], task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        # Whoever stops may end all tasks of a loop, this one too, perhaps before it began.
+        for _, joint in reads:
+            if not joint.done():
+                joint.set_result(None)
 
 
 class _Waiting:

@@ -7,7 +7,6 @@ from unskew.features.errors import LayoutError
 from unskew.features.ledger import LateEvents
 from unskew.sinks.tables.kinds import (
     DEAD_LETTER_SCHEMA,
-    MOST_STEPS,
     MOST_WAITING,
     ArchiveTable,
     DeadLetterTable,
@@ -136,17 +135,6 @@ def test_dead_letters_without_saved_state_beside_published_ones_are_an_error(tmp
 
     with pytest.raises(LayoutError, match="earlier run"):
         DeadLetterTable(tmp_path, "t", "p0", None)
-
-
-@pytest.mark.parametrize("most_steps", [1, MOST_STEPS])
-def test_the_rows_of_an_epochs_steps_do_not_all_wait_for_its_end(tmp_path, most_steps):
-    table = log(tmp_path)
-    table._most_steps = most_steps
-    for seq in range(3 * MOST_STEPS):
-        table.append(updates(VISITS, 10 + seq, log_rows=[row(seq)]))
-        assert len(table.waiting) < MOST_STEPS
-
-    assert table.n_buffered == 3 * MOST_STEPS
 
 
 def test_rows_of_small_steps_wait_until_they_are_staged_or_many(tmp_path):

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from unskew.features.kernel import words as w
 from unskew.features.kernel.state import Rows
-from unskew.features.text_buffers import Keys
+from unskew.features.text_buffers import GrowingKeys, Keys, with_room
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -51,6 +51,41 @@ class RowWords(NamedTuple):
         """Return copies, which stay when the kernel writes other rows."""
         arrays = {name: getattr(self, name).copy() for name in self._fields if name != "keys"}
         return RowWords(keys=self.keys, **arrays)
+
+    def growing(self) -> "GrowingWords":
+        """Return the same rows with space for those of the steps that follow."""
+        return GrowingWords(self)
+
+
+class GrowingWords:
+    """Rows of successive steps of a shard, which are copied one after the other as they come."""
+
+    def __init__(self, first: RowWords) -> None:
+        self._keys = GrowingKeys(first.keys)
+        self._n_rows = len(first.instants)
+        self._arrays = list(first[1:])
+
+    def add(self, words: RowWords) -> None:
+        """Add the rows of the step that follows."""
+        begin, end = self._n_rows, self._n_rows + len(words.instants)
+        if end > len(self._arrays[0]):
+            self._arrays = [
+                with_room(array, end, _axis(name))
+                for name, array in zip(RowWords._fields[1:], self._arrays, strict=True)
+            ]
+        self._keys.add(words.keys)
+        for space, array in zip(self._arrays, words[1:], strict=True):
+            if array is words.firsts:
+                space[:, begin:end] = array
+            else:
+                space[begin:end] = array
+        self._n_rows = end
+
+    def whole(self) -> RowWords:
+        """Return all rows so far; the space stays the same."""
+        chosen = slice(0, self._n_rows)
+        arrays = (array[_rows(name, chosen)] for name, array in zip(RowWords._fields[1:], self._arrays, strict=True))
+        return RowWords(self._keys.whole(), *arrays)
 
 
 class CurrentWords(NamedTuple):
@@ -95,8 +130,13 @@ def joined(kind: type[_Words], parts: Sequence[_Words]) -> _Words:
     keys: Sequence[Keys]
     arrays: Sequence[Sequence[npt.NDArray[Any]]]
     keys, *arrays = zip(*parts, strict=True)
-    axes = [len(_rows(name, ())) - 1 for name in kind._fields[1:]]
+    axes = [_axis(name) for name in kind._fields[1:]]
     return kind(Keys.joined(keys), *(np.concatenate(each, axis) for each, axis in zip(arrays, axes, strict=True)))
+
+
+def _axis(name: str) -> int:
+    """Return the axis of a field's array along which its rows lie."""
+    return len(_rows(name, ())) - 1
 
 
 def _rows(name: str, rows: Any) -> tuple[Any, ...]:

@@ -89,6 +89,13 @@ class Server:
         """Whether a URL names it; else somebody else's client leads to it."""
         return self._address is not None
 
+    @property
+    def is_cluster(self) -> bool:
+        """Whether some of its servers may answer while others do not."""
+        if self._address is not None:
+            return bool(self._address.hosts) and self._address.service is None
+        return isinstance(self._client, redis.RedisCluster)
+
     def reaching(self) -> "_Reaching":
         """Give a client to a ``with`` statement; errors of Redis or of the connection become ``StoreUnavailable``."""
         return _Reaching(self)

@@ -12,9 +12,8 @@ from typing_extensions import override
 from unskew.features.ledger import NOTHING_LATE, ledger_of, written
 from unskew.features.plan import ViewPlan
 from unskew.features.selecting import framed
-from unskew.features.updates import NothingToCome, StepRows, Updates, frames_of_each
+from unskew.features.updates import Make, NothingToCome, StepRows, Updates, frames_of_each
 from unskew.sinks.aside import Aside
-from unskew.sinks.gathered import in_turn
 from unskew.sinks.tables.layout import (
     EVENTS,
     FIRST,
@@ -46,8 +45,6 @@ DEAD_LETTER_SCHEMA: Mapping[str, pl.DataType] = {
 _ENDED = "ended"
 MOST_WAITING = 4_000
 """So many closed rows wait for others at most, before one frame is made of them."""
-MOST_STEPS = 32
-"""The rows of so many steps wait at most: those of an epoch's end hold up everything else."""
 
 
 class _Staged:
@@ -99,11 +96,10 @@ class LogTable(_Staged):
         self._shard = shard
         self._named = pl.Series("shard", [shard], pl.String)
         self._ledger = NOTHING_LATE
-        self.waiting: list[StepRows] = []
-        """The rows of steps of which no frame has been made yet."""
+        # The rows of which no frame has been made yet: who makes it, their words, and the ``seq`` of the first.
+        self._waiting: tuple[Make, Any, int] | None = None
         self._n_waiting = 0
-        self._most_steps = in_turn(MOST_STEPS)
-        self._schema = log_schema(view)
+        self._dtypes = list(log_schema(view).values())
         self._now_us = now_us
         self._table = StagedTable(
             view_root(log_root, view.name, view.version),
@@ -123,6 +119,11 @@ class LogTable(_Staged):
         return self._table.next_sequence + self._n_waiting
 
     @property
+    def has_waiting(self) -> bool:
+        """Whether there are rows of which no frame has been made yet."""
+        return self._waiting is not None
+
+    @property
     def n_buffered(self) -> int:
         """The number of rows appended since the last snapshot."""
         return self._table.n_buffered + self._n_waiting
@@ -139,11 +140,7 @@ class LogTable(_Staged):
                     f"{updates.view.id}/{self._shard}: the log expects seq {self.next_sequence}, "
                     f"the step begins with {rows.first}"
                 )
-            self.waiting.append(rows)
-            self._n_waiting += rows.height
-            if self._n_waiting >= MOST_WAITING or len(self.waiting) >= self._most_steps:
-                self._append_waiting()
-                self._most_steps = MOST_STEPS
+            self._append_rows(rows)
         # The instant of the clock itself is still open.
         since = {"since": updates.since_us, "begins": updates.begins_us}
         self._table.cover({**since, "complete_to": updates.clock_us - 1})
@@ -152,29 +149,50 @@ class LogTable(_Staged):
             self._ledger = ledger
             self._table.cover({LEDGER: written(ledger)})
 
-    def append_made(self, made: Sequence[pl.DataFrame]) -> None:
-        """Append the frames that were made of all rows that wait."""
-        for frame in made:
-            self._table.append(frame)
-        self.waiting = []
-        self._n_waiting = 0
+    def _append_rows(self, rows: StepRows) -> None:
+        if rows.words is None:
+            self._append_waiting()
+            self._table.append(rows.frame())
+            return
+        make, words = rows.words
+        if self._waiting is None:
+            self._waiting = make, words.growing(), rows.first
+        else:
+            self._waiting[1].add(words)
+        self._n_waiting += rows.height
+        if self._n_waiting >= MOST_WAITING:
+            self._append_waiting()
+
+    def waiting(self) -> StepRows:
+        """Return the rows of which no frame has been made yet, as those of one step; there must be some."""
+        assert self._waiting is not None
+        make, words, first = self._waiting
+        return StepRows.of(words.whole(), self._n_waiting, make, first)
+
+    def append_made(self, made: pl.DataFrame) -> None:
+        """Append the frame that was made of ``waiting``."""
+        self._waiting, self._n_waiting = None, 0
+        self._table.append(made)
 
     @override
     def _append_waiting(self) -> None:
-        append_waiting([self])
+        if self.has_waiting:
+            append_waiting([self])
 
     def _complete(self, rows: pl.DataFrame) -> pl.DataFrame:
         # Column by column, because a query would cost more than the work on the few rows of most epochs.
-        columns = {column.name: column for column in rows.get_columns()}
-        columns["written_at"] = pl.Series("written_at", np.full(rows.height, self._now_us()))
-        columns["shard"] = self._named.new_from_index(0, rows.height)
-        wanted = [(columns[name], kind) for name, kind in self._schema.items()]
-        return framed([column if column.dtype == kind else column.cast(kind) for column, kind in wanted])
+        written_at = pl.Series("written_at", [self._now_us()], pl.Int64).cast(INSTANT)
+        columns = rows.get_columns()
+        columns[-1:-1] = [one.new_from_index(0, rows.height) for one in (written_at, self._named)]
+        completed = framed(columns)
+        if completed.dtypes != self._dtypes:
+            raise ValueError(f"rows of shard {self._shard} have the columns {completed.schema}, not those of its log")
+        return completed
 
 
 def append_waiting(tables: Sequence[LogTable]) -> None:
-    """Append the rows that wait in tables of one view; frames are made of them together."""
-    for table, made in zip(tables, frames_of_each([table.waiting for table in tables]), strict=True):
+    """Append the rows that wait in tables of one view, some in each; frames are made of them together."""
+    for table, (made,) in zip(tables, frames_of_each([[table.waiting()] for table in tables]), strict=True):
         table.append_made(made)
 
 
