@@ -61,8 +61,8 @@ def test_what_the_shards_gave_in_one_turn_is_sent_together_before_the_next(sink,
 
 
 def test_what_waits_is_sent_before_a_rest(sink, redis_client):
+    sink.turns.begin("p0")
     sink.turns.taken("p0", Topic(), gave=False)
-    sink.turns.begin("p1")
     write_a_step_of_each(sink)
     sink.turns.taken("p0", Topic(), gave=False)
 

@@ -48,16 +48,17 @@ NOTHING_LATE = Ledger()
 
 def ledger_of(updates: Updates) -> Ledger:
     """Return one shard's ledger after a step."""
-    return Ledger(windows=_windows(updates.late_by_us, updates.late_histogram), duplicates=updates.duplicates_total)
+    return _ledger(updates.late_by_us, updates.late_histogram, updates.duplicates_total)
 
 
 @lru_cache(maxsize=1024)
-def _windows(late_by_us: tuple[int, ...], histograms: tuple[tuple[int, ...], ...]) -> tuple[LateEvents, ...]:
-    """Return the late events of each window; those of most steps are those of the step before."""
+def _ledger(late_by_us: tuple[int, ...], histograms: tuple[tuple[int, ...], ...], duplicates: int) -> Ledger:
+    """Return a ledger; that of most steps is that of the step before."""
     found = zip(late_by_us, histograms, strict=False)
-    return tuple(
+    windows = tuple(
         LateEvents(events=sum(histogram), worst_us=worst_us, histogram=histogram) for worst_us, histogram in found
     )
+    return Ledger(windows=windows, duplicates=duplicates)
 
 
 def together(ledgers: Iterable[Ledger]) -> Ledger:

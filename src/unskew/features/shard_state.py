@@ -80,6 +80,8 @@ class ShardState:
         # Most steps of a quiet shard change nothing, so their frames without rows are made once.
         self._no_closed: StepRows | None = None
         self._no_current: StepRows | None = None
+        # The last step, if it changed nothing, nor has anything changed since.
+        self._quiet: Updates | None = None
         # As most steps change no count of late events either.
         self._late_words = b""
         self._late_shown: _Late = (), ()
@@ -254,18 +256,20 @@ class ShardState:
         assert self._no_current is not None
         scalars = self._state.scalars
         scalars[w.S_CLOCK] = max(int(scalars[w.S_CLOCK]), clock_us)
-        late, late_by = self._late()
-        return Updates(
-            view=self.view,
-            shard=self.shard,
-            clock_us=clock_us,
-            since_us=self.since_us,
-            closed_rows=self._no_closed,
-            current_rows=self._no_current,
-            late=(0,) * len(late),
-            late_by_us=late_by,
-            late_histogram=late,
-        )
+        if self._quiet is None:
+            late, late_by = self._late()
+            self._quiet = Updates(
+                view=self.view,
+                shard=self.shard,
+                clock_us=clock_us,
+                since_us=self.since_us,
+                closed_rows=self._no_closed,
+                current_rows=self._no_current,
+                late=(0,) * len(late),
+                late_by_us=late_by,
+                late_histogram=late,
+            )
+        return self._quiet.but(clock_us=clock_us)
 
     def replay(self, events: pl.DataFrame | None, clock_us: int) -> None:
         """Change the state as ``apply`` does, and return nothing."""
@@ -346,6 +350,7 @@ class ShardState:
 
     def _run(self, events: pl.DataFrame | None, clock_us: int, take: Callable[[Rows], None]) -> None:
         """Apply events and move the clock; call ``take`` with closed rows, as many at a time as there is space for."""
+        self._quiet = None
         batch = self._batch(events)
         if len(batch.arrival) and batch.arrival[0] < self._state.scalars[w.S_CLOCK]:
             raise ValueError(f"{self.view.id}/{self.shard}: an event arrived before the clock {self.clock_us}")

@@ -138,6 +138,15 @@ class Updates:
     behind: bool = False
     begins_us: int | None = None
 
+    def but(self, **changes: Any) -> "Updates":
+        """Return these updates with other values of some fields.
+
+        ``dataclasses.replace`` does the same, in a time that is a part of what a mark without events costs.
+        """
+        other = object.__new__(Updates)
+        other.__dict__.update(self.__dict__, **changes)
+        return other
+
     @property
     def closed(self) -> pl.DataFrame:
         """The closed rows as a frame."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import bytewax.operators as op
+import msgspec
 from bytewax.dataflow import Dataflow
 from bytewax.operators import KeyedStream, StatefulBatchLogic
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
@@ -66,8 +67,7 @@ class Shards:
     retired: Sequence[str] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(msgspec.Struct, frozen=True):
     """A step on its way to the sinks, which may be in another process of a cluster.
 
     Between processes a step only names its view, because the view's tables are many times larger than the step.
@@ -150,7 +150,7 @@ class _ShardLogic(StatefulBatchLogic[Slice, Step, dict[str, Any]]):
         first = self._next_refill(self._shard) if was_behind else []
         if first:
             # No clock may be sent before the first part of the refill, so these updates wait for it.
-            updates = [replace(update, behind=True) if isinstance(update, Updates) else update for update in updates]
+            updates = [update.but(behind=True) if isinstance(update, Updates) else update for update in updates]
         for update in updates:
             if isinstance(update, Updates):
                 self._progress.count(update)
@@ -198,9 +198,10 @@ class _ShardLogic(StatefulBatchLogic[Slice, Step, dict[str, Any]]):
             self._pace = Pace(
                 self._sink.scrub_us, (zlib.crc32(f"{state.view.id}/{state.shard}".encode()) % 1000) / 1000
             )
-        if not self._pace.is_due(now_us, len(state), hurried=self._redis.is_doubted(state.view, state.shard)):
+        n_entities = len(state)
+        if not self._pace.is_due(now_us, n_entities, hurried=self._redis.is_doubted(state.view, state.shard)):
             return []
-        n_rows = self._pace.n_rows(len(state))
+        n_rows = self._pace.n_rows(n_entities)
         if self._scrub is None:
             self._scrub = shard.everything(n_rows)
         parts = [next(self._scrub)]
@@ -208,7 +209,7 @@ class _ShardLogic(StatefulBatchLogic[Slice, Step, dict[str, Any]]):
             parts.append(next(self._scrub))
         if parts[-1].refill == "last":
             self._scrub = None
-        return [replace(part, refill=None, scrub=part.refill) for part in parts]
+        return [part.but(refill=None, scrub=part.refill) for part in parts]
 
     def snapshot(self) -> dict[str, Any]:
         # When an epoch ends here, every source and shard has loaded its saved state, and the epoch is not durable yet.

@@ -126,13 +126,14 @@ class Progress:
     def count(self, update: Updates) -> None:
         """Count one step of one shard."""
         view_id = update.view.id
+        name = f"{view_id}/{update.shard}"
         self.updates_by_view[view_id] = self.updates_by_view.get(view_id, 0) + update.current_rows.height
         self.rows_by_view[view_id] = self.rows_by_view.get(view_id, 0) + update.closed_rows.height
         self.late_by_view[view_id] = self.late_by_view.get(view_id, 0) + sum(update.late)
         if update.view.stream.dedupe_within_us is not None:
             self.duplicates[view_id] = self.duplicates.get(view_id, 0) + update.duplicates
-        self.clocks_us[f"{view_id}/{update.shard}"] = update.clock_us
-        self.ledgers[f"{view_id}/{update.shard}"] = ledger_of(update)
+        self.clocks_us[name] = update.clock_us
+        self.ledgers[name] = ledger_of(update)
 
     def note_history(self, text: str | None) -> None:
         """Record how far a new view's backfill is; None if there is none any more."""

@@ -115,7 +115,7 @@ def write_view(
                     f"Redis holds later values of {view.id} (shard {state.shard}) than the state, because the pipeline did not end "
                     "by itself; start unskew run: it comes as far again, and then writes what Redis lacks"
                 )
-            writer.add(replace(part, behind=False))
+            writer.add(part.but(behind=False))
             writer.flush(wall_us())
             written = replace(written, rows=written.rows + part.current_rows.height)
             yield written

@@ -2,8 +2,8 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import polars as pl
@@ -22,8 +22,7 @@ MOST_TOGETHER = 10_000
 """Polls with at most so many records together are decoded at once; more would take memory and save nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class TableRows:
+class TableRows(msgspec.Struct, frozen=True):
     """Rows of one partition for the event archive, or its dead letters; ``first_us``, ``clock_us``: as in ``Slice``."""
 
     topic: str
@@ -57,6 +56,8 @@ class Router:
         self._decoder = decoder
         self._n_partitions = n_partitions
         self._n_hashes = n_hashes
+        # The partitions of which a poll has come, and whether any had dead letters.
+        self._has_dead: dict[int, bool] = {}
         self.dead = 0
         self.dead_by_kind: dict[str, int] = {}
 
@@ -75,7 +76,7 @@ class Router:
 
         Every shard of a partition gets a slice for each of its polls, possibly an empty one, so that clocks and epochs
         reach all of them. So do the partition's two tables: what a table staged is published at the end of the next
-        epoch in which its part of the sink gets an item.
+        epoch in which its part of the sink gets an item. That of dead letters gets none but the first until it has any.
         """
         items: list[tuple[str, Slice | TableRows]] = []
         ticket = 0
@@ -150,7 +151,10 @@ class Router:
             if all_dead.height:
                 for kind, count in all_dead["kind"].value_counts().iter_rows():
                     self.dead_by_kind[kind] = self.dead_by_kind.get(kind, 0) + count
-            yield f"dead/{topic}/{part}", TableRows(topic, part, dead=True, rows=all_dead)
+            had_dead = self._has_dead.get(part)
+            self._has_dead[part] = bool(had_dead) or all_dead.height > 0
+            if had_dead is not False or all_dead.height:
+                yield f"dead/{topic}/{part}", TableRows(topic, part, dead=True, rows=all_dead)
 
 
 def _alike(polls: Sequence[Poll]) -> Iterator[list[Poll]]:

@@ -37,6 +37,8 @@ class Aside:
         self._calls: deque[Callable[[], None]] = deque()
         self._threads: list[threading.Thread] = []
         self._closed = False
+        # Whether a thread waits until a call is due. The others need not wake up then.
+        self._is_watched = False
         # When the calls of this epoch's end began to come, and the last one came; the time between two such ends; and
         # when the last call was made.
         self._first_s = self._last_s = -self._quiet_s
@@ -86,7 +88,12 @@ class Aside:
                     if self._calls:
                         self._changed.notify()
                     return call
-                self._changed.wait(None if due_s is None else due_s - now_s)
+                if due_s is None or self._is_watched:
+                    self._changed.wait()
+                    continue
+                self._is_watched = True
+                self._changed.wait(due_s - now_s)
+                self._is_watched = False
         return None
 
     def _due_s(self) -> float:

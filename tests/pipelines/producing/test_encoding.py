@@ -7,13 +7,13 @@ import io
 import json
 import math
 import threading
-from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import fastavro
+import msgspec
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -541,7 +541,7 @@ def test_key_headers_and_place_are_as_the_definition_says(tmp_path, more, row, k
     (made,) = written(stream, in_file(tmp_path, "events.jsonl", line))
 
     assert (made.key, made.placed_by, list(made.headers)) == (key, placed_by, headers)
-    record = replace(poll([made.value]), keys=[made.key], headers=[made.headers])
+    record = msgspec.structs.replace(poll([made.value]), keys=[made.key], headers=[made.headers])
     kept = [name for name in ("k", "source") if name in row]
     assert decoder_of(stream).decode(record).events.select("shop_id", *kept).to_dicts() == [
         {name: row[name] for name in ("shop_id", *kept)}

@@ -1,10 +1,10 @@
 """What a shard rests on when it begins, and when it begins again: not on which partition happened to be read first."""
 
 import itertools
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import msgspec
 import polars as pl
 import pytest
 from hypothesis import given
@@ -98,7 +98,10 @@ def test_a_view_that_is_new_in_an_old_topic_begins_after_the_partition_that_was_
             assert steps(made, *order[:n_before]) == []
             made = restarted(made, folder)
             # The partitions have gone on meanwhile.
-            again = [replace(one, clock_us=one.clock_us + 7, first_us=None, events=None) for one in order[:n_before]]
+            again = [
+                msgspec.structs.replace(one, clock_us=one.clock_us + 7, first_us=None, events=None)
+                for one in order[:n_before]
+            ]
             (step,) = steps(made, *again, *order[n_before:])
             assert (step.since_us, step.begins_us) == (since_us, begins_us)
 

@@ -1,11 +1,12 @@
 """Decoding of polls: what is the same for every format, which is instants, keys, headers and dead letters."""
 
+import itertools
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import polars as pl
@@ -107,8 +108,7 @@ def other_operation(stream: StreamPlan, operation: str) -> Exception:
     return BadMessage("operation", f"its operation is {operation!r}; events are {', '.join(stream.operations)}")
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
+class Decoded(msgspec.Struct, frozen=True):
     """A poll after decoding.
 
     ``events``: columns as ``StreamPlan.columns``, then ``_partition``, ``_offset``, ``_arrival``, ``_event_time``
@@ -165,7 +165,7 @@ class Decoder(ABC):
         ``schema_id`` and the same ``decided``.
         """
         lengths = [len(poll.values) for poll in polls]
-        bounds = np.cumsum([0, *lengths])
+        bounds = [0, *itertools.accumulate(lengths)]
         together = polls[0] if len(polls) == 1 else _joined(polls)
         reasons: dict[int, Rejection] = {}
         rows, events = np.empty(0, np.int64), self._no_events
@@ -186,7 +186,7 @@ class Decoder(ABC):
                 clock_us=poll.clock_us,
                 ended=poll.ended,
                 events=events[places[number] : places[number + 1]] if places else events,
-                dead=self._dead(poll, _between(reasons, int(bounds[number]), int(bounds[number + 1]))),
+                dead=self._dead(poll, _between(reasons, bounds[number], bounds[number + 1])),
             )
             for number, poll in enumerate(polls)
         ]
@@ -276,7 +276,7 @@ def _joined(polls: Sequence[Poll]) -> Poll:
     headers = None
     if any(poll.headers for poll in polls):
         headers = [of_one for poll in polls for of_one in poll.headers or [None] * len(poll.values)]
-    return replace(
+    return msgspec.structs.replace(
         polls[0],
         offsets=np.concatenate([poll.offsets for poll in polls]),
         arrivals=np.concatenate([poll.arrivals for poll in polls]),

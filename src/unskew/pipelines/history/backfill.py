@@ -231,12 +231,12 @@ class _Shard:
         """Apply what is new to the shard, and append what it puts out to the log."""
         events = piece.events
         if events is not None and events.height and int(events.item(0, "offset")) < self._from:
-            piece = replace(piece, events=events.filter(pl.col("offset") >= self._from))
+            piece = msgspec.structs.replace(piece, events=events.filter(pl.col("offset") >= self._from))
         updates = self.shard.take(piece)
         if isinstance(updates, Updates) and updates.closed_rows.height:
             backfilled = pl.lit("backfill").cast(updates.closed.schema["cause"])
-            updates = replace(
-                updates, closed_rows=StepRows(updates.closed.with_columns(cause=backfilled), updates.closed_rows.first)
+            updates = updates.but(
+                closed_rows=StepRows(updates.closed.with_columns(cause=backfilled), updates.closed_rows.first)
             )
         if updates is not None:
             self.table.append(updates)

@@ -499,7 +499,9 @@ class TopicReader:
             return None
         with self._lock:
             self._wanted[partition] = now_us
-        self._wake.set()
+        # Many partitions ask together, and to look costs less.
+        if not self._wake.is_set():
+            self._wake.set()
         end = self._ends.get(partition)
         return None if end is None else end.as_of_us
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -29,8 +30,7 @@ class Rejected:
     kind: Kind = "time"
 
 
-@dataclass(frozen=True, slots=True)
-class Poll:
+class Poll(msgspec.Struct, frozen=True):
     """One item of one partition; it may hold no records and only the clock.
 
     ``clock_us``: the partition's clock after this item: its last arrival or an announced mark; None before any.
@@ -71,6 +71,8 @@ class Poll:
 
         Records that were set aside count if they have a place in time.
         """
+        if not len(self.arrivals) and not self.rejected:
+            return None
         firsts = [int(self.arrivals[0])] if len(self.arrivals) else []
         firsts += [bad.arrival for bad in self.rejected if bad.kind != "time"][:1]
         return min(firsts, default=None)

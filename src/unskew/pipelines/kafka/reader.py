@@ -121,6 +121,17 @@ class SourceOptions:
     on_added: Callable[[], None] = lambda: None
 
 
+@dataclass(slots=True)
+class _Marks:
+    """The marks that partitions announce in one round; all wait until the journal holds the last one, ``ticket``.
+
+    So they go through the flow together, which costs less.
+    """
+
+    round: int
+    ticket: int = 0
+
+
 class Reader:
     """One consumer and its partitions: it fetches, aligns the partitions, and pauses those that run ahead."""
 
@@ -165,9 +176,9 @@ class Reader:
             self.saved_clock_us = noted_us
         # The latest arrival of a record that any partition gave in this run.
         self.latest_us = NO_CLOCK
-        # The round in which nothing more was there to fetch; the one in which a partition last looked, and when.
+        self.marks = _Marks(-1)
+        # The round in which nothing more was there to fetch; when a partition last looked for what is to be done.
         self._dry_in = -1
-        self.looked_in = -1
         self.looked_s = float("-inf")
         self.closed = False
         # An idle partition's marks lie a settle behind the present. A busy partition that waited for them would lose
@@ -280,12 +291,17 @@ class Reader:
         """Return how far a clock may be without a fault: producers and brokers may be a little ahead of this host."""
         return present_us + max(self.stream.max_ahead_us, DISAGREE_US)
 
+    @property
+    def is_dry(self) -> bool:
+        """Whether a partition has found nothing more to fetch in this round."""
+        return self._dry_in == self.options.turns.round
+
     def pump(self) -> bool:
         """Move fetched records into the partitions' queues, up to one poll; return true if more are there.
 
         It never waits.
         """
-        if self._dry_in == self.options.turns.round:
+        if self.is_dry:
             return False
         fetched = self.topic.consume(self.options.poll_records)
         for number, records in fetched.pieces:
@@ -423,6 +439,7 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         self._ticket = 0
         # A mark is announced (later records arrive after it), but no item has carried it yet.
         self._unsaid = False
+        self._marks = reader.marks
         # The wall clock when nothing was left to read; None if records have come since.
         self._end_seen_us: int | None = None
         self._begun = False
@@ -517,18 +534,31 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         """
         reader, options = self._reader, self._reader.options
         # Most turns of a quiet topic with many partitions end here: another partition has just looked for records.
-        if reader.looked_in == options.turns.round and not self._queue and self._due_s > reader.looked_s:
+        is_dry = reader.is_dry
+        if is_dry and not self._queue and (self._due_s > reader.looked_s or self._waits_for_journal()):
             options.turns.taken(self, reader, gave=False, wait_s=self._due_s - reader.looked_s)
             return []
         options.turns.begin(self)
         if self._said_ended or options.stop.is_set():
+            options.turns.left(self)
             raise StopIteration
-        options.clock.look()
+        if not is_dry:
+            options.clock.look()
         items = self._next()
-        reader.looked_in, reader.looked_s = options.turns.round, options.monotonic()
-        self._due_s = float("-inf") if items else self._next_s()
-        options.turns.taken(self, reader, gave=bool(items), wait_s=self._due_s - reader.looked_s)
+        reader.looked_s = options.monotonic()
+        self._due_s = self._next_s()
+        if items and not len(items[0].offsets):
+            options.turns.marked(self)
+        else:
+            options.turns.taken(self, reader, gave=bool(items), wait_s=self._due_s - reader.looked_s)
         return items
+
+    def _waits_for_journal(self) -> bool:
+        """Return true if a mark is announced, and the journal does not hold it yet."""
+        if not self._unsaid or self._journal is None or self._journal.holds(self._marks.ticket):
+            return False
+        self._journal.begin()
+        return True
 
     def _next(self) -> list[Poll]:
         reader = self._reader
@@ -557,7 +587,7 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
                 return [self._records()]
             if self._unsaid:
                 # Do not wait: the flow's thread has other work.
-                return [self._item()] if self._journal is None or self._journal.holds(self._ticket) else []
+                return [] if self._waits_for_journal() else [self._item()]
             now_s = reader.options.monotonic()
             beats = self.ended or now_s - self._last_item_s >= reader.options.heartbeat_s
             if beats or now_s >= self._mark_at_s():
@@ -574,7 +604,7 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
 
     def _next_s(self) -> float:
         """Return when the next turn is due if no record comes; a past instant for as soon as possible."""
-        if self._script is not None or self._queue or self._unsaid or self.rejoins:
+        if self._script is not None or self._queue or self._unsaid or self.rejoins or self._said_ended:
             return float("-inf")
         mark_s = self._mark_at_s() if self._asked else self._ask_at_s()
         return min(self._last_item_s + self._reader.options.heartbeat_s, mark_s)
@@ -641,6 +671,11 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         self._open = False
         self._unsaid = True
         self._note(self._position, floor_us=clock_us)
+        reader = self._reader
+        if reader.marks.round != reader.options.turns.round:
+            reader.marks = _Marks(reader.options.turns.round)
+        self._marks = reader.marks
+        self._marks.ticket = self._ticket
         return True
 
     def note_place(self) -> None:
@@ -664,7 +699,9 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
                 self.schema_id,
             )
         )
-        self._journal.begin()
+        # Those of a round are written at once.
+        if floor_us is None or self._reader.options.turns.is_last(self):
+            self._journal.begin()
 
     def _wants_more(self) -> bool:
         """Return true if the next poll should first take in more fetched records; each poll has a fixed cost."""

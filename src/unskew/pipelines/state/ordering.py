@@ -2,9 +2,10 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import polars as pl
@@ -27,8 +28,7 @@ MOST_AT_ONCE = 100_000
 """A step is made at the latest when so many events have come since the last one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Slice:
+class Slice(msgspec.Struct, frozen=True):
     """The part of one poll of one partition that belongs to one shard.
 
     ``events``: as from ``evaluate``, in offset order; None if there are none. ``clock_us``: the partition's clock after
@@ -185,8 +185,7 @@ class Shard:
 
     def _completed(self, updates: Updates, duplicates: int = 0) -> Updates:
         """Add what only the shard knows."""
-        return replace(
-            updates,
+        return updates.but(
             duplicates=duplicates,
             duplicates_total=self.dropped,
             applied=self.changelog.applied,

@@ -150,7 +150,8 @@ class RedisWriter:
 
     def is_doubted(self, view: ViewPlan, shard: str) -> bool:
         """Return true if values of the shard may lack, and a comparison of all of them is urgent."""
-        return not self._eviction.evicts and clock_field(view, shard) in self.scrub.doubted
+        doubted = self.scrub.doubted
+        return bool(doubted) and not self._eviction.evicts and clock_field(view, shard) in doubted
 
     def look(self) -> None:
         """Cut predecessors' connections, and read how far each shard's values and clocks went.
