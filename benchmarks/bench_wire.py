@@ -15,7 +15,6 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import fastavro
@@ -212,7 +211,14 @@ def flushes(client: redis.Redis, view: ViewPlan, n_rows: int, repeats: int) -> d
         frame = rows_of(view, n_rows, with_null=False)
         now_us = time.time_ns() // 1000
         step = Updates(
-            view=view, shard="h0", clock_us=now_us, since_us=1, closed=empty, current=frame, late=(), late_by_us=()
+            view=view,
+            shard="h0",
+            clock_us=now_us,
+            since_us=1,
+            closed_rows=StepRows(empty),
+            current_rows=StepRows(frame),
+            late=(),
+            late_by_us=(),
         )
         applied = iter(range(1, 1_000_000_000))
 
@@ -222,10 +228,9 @@ def flushes(client: redis.Redis, view: ViewPlan, n_rows: int, repeats: int) -> d
                 for number in range(8):
                     rows = frame if not number else frame.clear()
                     writer.add(
-                        replace(
-                            step,
+                        step.but(
                             shard=f"h{number}",
-                            current=rows,
+                            current_rows=StepRows(rows),
                             clock_us=now_us + (one := next(applied)),
                             applied=one,
                         )
