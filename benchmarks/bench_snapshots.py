@@ -93,7 +93,7 @@ class Side:
             for changelog, state in zip(self.changelogs, self.states, strict=True)
         ]
         if self.kept:
-            append_waiting([table for table in self.tables if table.has_waiting])
+            append_waiting(self.tables)
             tables = [table.kept(KEPT_BYTES) for table in self.tables]
             assert None not in tables
         else:

@@ -269,7 +269,7 @@ class ShardState:
                 late_by_us=late_by,
                 late_histogram=late,
             )
-        return self._quiet.but(clock_us=clock_us)
+        return self._quiet.but(clock_us=clock_us, since_us=self.since_us)
 
     def replay(self, events: pl.DataFrame | None, clock_us: int) -> None:
         """Change the state as ``apply`` does, and return nothing."""

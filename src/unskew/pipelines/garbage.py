@@ -1,8 +1,8 @@
 """How often Python looks for garbage, that is, for objects that refer to each other in a circle, while a flow runs.
 
 A search looks at all objects of a generation while the flow waits. Definitions, plans and compiled code are hundreds of
-thousands of objects that stay, so a search through all of them would take longer than an epoch's end. A flow makes
-hardly any garbage that counting references does not free.
+thousands of objects that stay, so a search through all of them takes long. A flow makes hardly any garbage that
+counting references does not free.
 """
 
 import contextlib

@@ -1,10 +1,14 @@
 import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 
-from tests.support.plans import DAY, Wanted, sliding, view
+from tests.support.plans import DAY, Wanted, events, sliding, view
 from tests.support.updates import ledger_after, updates
 from unskew.features.errors import LayoutError
+from unskew.features.evaluate import evaluate
 from unskew.features.ledger import LateEvents
+from unskew.features.shard_state import ShardState
+from unskew.sinks.tables import kinds
 from unskew.sinks.tables.kinds import (
     DEAD_LETTER_SCHEMA,
     MOST_WAITING,
@@ -135,6 +139,31 @@ def test_dead_letters_without_saved_state_beside_published_ones_are_an_error(tmp
 
     with pytest.raises(LayoutError, match="earlier run"):
         DeadLetterTable(tmp_path, "t", "p0", None)
+
+
+def test_words_of_steps_wait_until_they_are_many_or_a_frame_comes_after_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(kinds, "MOST_WAITING", 20)
+    state, table, expected, most = ShardState(VISITS, "h0"), log(tmp_path), [], 0
+    for number in range(1, 120):
+        rows = [(number, number, {"user": f"u{number % 7}"})]
+        step = state.apply(evaluate(VISITS, events(rows)).events, number)
+        if number == 50:
+            # As one that comes from another process.
+            step.closed_rows.frame()
+        expected += [step.closed_rows]
+        table.append(step)
+        if number == 50:
+            assert not table.has_waiting
+        most = max(most, table.waiting().height if table.has_waiting else 0)
+    assert most == 19
+    assert table.next_sequence == table.n_buffered == state.seq
+    table.snapshot()
+    assert not table.has_waiting
+    table.settle()
+
+    files = [pl.read_parquet(path) for path in sorted((tmp_path / "visits" / "v1").rglob("*.parquet"))]
+    found = pl.concat(files).sort("seq").drop("shard", "written_at")
+    assert_frame_equal(found, pl.concat([rows.frame() for rows in expected if rows.height]), check_dtypes=False)
 
 
 def test_rows_of_small_steps_wait_until_they_are_staged_or_many(tmp_path):

@@ -334,15 +334,18 @@ def remove_rows(arrays, rows):
         remove_row(arrays, row)
 
 
-def grown(array: npt.NDArray[Any], capacity: int, fill: int | None = None) -> npt.NDArray[Any]:
-    """Return a copy with its first axis made ``capacity`` long.
+def grown(array: npt.NDArray[Any], capacity: int, fill: int | None = None, axis: int = 0) -> npt.NDArray[Any]:
+    """Return a copy with one axis made ``capacity`` long.
 
     New places are set to ``fill``, or left uninitialised if it is None.
     """
-    result = np.empty((capacity, *array.shape[1:]), array.dtype)
-    result[: len(array)] = array
+    shape = list(array.shape)
+    shape[axis] = capacity
+    result = np.empty(shape, array.dtype)
+    before = (slice(None),) * axis
+    result[(*before, slice(array.shape[axis]))] = array
     if fill is not None:
-        result[len(array) :] = fill
+        result[(*before, slice(array.shape[axis], None))] = fill
     return result
 
 

@@ -7,11 +7,15 @@ import numpy as np
 import numpy.typing as npt
 
 from unskew.features.kernel import words as w
+from unskew.features.kernel.directory import grown
 from unskew.features.kernel.state import Rows
-from unskew.features.text_buffers import GrowingKeys, Keys, with_room
+from unskew.features.text_buffers import Keys
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
+
+_LEAST_ROOM = 32
+"""A copy has space for at least so many."""
 
 
 class RowWords(NamedTuple):
@@ -61,7 +65,7 @@ class GrowingWords:
     """Rows of successive steps of a shard, which are copied one after the other as they come."""
 
     def __init__(self, first: RowWords) -> None:
-        self._keys = GrowingKeys(first.keys)
+        self._keys = _GrowingKeys(first.keys)
         self._n_rows = len(first.instants)
         self._arrays = list(first[1:])
 
@@ -70,15 +74,13 @@ class GrowingWords:
         begin, end = self._n_rows, self._n_rows + len(words.instants)
         if end > len(self._arrays[0]):
             self._arrays = [
-                with_room(array, end, _axis(name))
+                _with_room(array, end, _axis(name))
                 for name, array in zip(RowWords._fields[1:], self._arrays, strict=True)
             ]
         self._keys.add(words.keys)
-        for space, array in zip(self._arrays, words[1:], strict=True):
-            if array is words.firsts:
-                space[:, begin:end] = array
-            else:
-                space[begin:end] = array
+        added = slice(begin, end)
+        for name, space, array in zip(RowWords._fields[1:], self._arrays, words[1:], strict=True):
+            space[_rows(name, added)] = array
         self._n_rows = end
 
     def whole(self) -> RowWords:
@@ -86,6 +88,31 @@ class GrowingWords:
         chosen = slice(0, self._n_rows)
         arrays = (array[_rows(name, chosen)] for name, array in zip(RowWords._fields[1:], self._arrays, strict=True))
         return RowWords(self._keys.whole(), *arrays)
+
+
+class _GrowingKeys:
+    """Keys of several batches, which are copied one after the other as they come."""
+
+    def __init__(self, first: Keys) -> None:
+        self._n_keys = len(first.offsets) - 1
+        self._offsets = first.offsets - first.offsets[0]
+        self._data = first.data[first.offsets[0] : first.offsets[-1]]
+
+    def add(self, keys: Keys) -> None:
+        """Add a batch."""
+        begin, end = self._n_keys, self._n_keys + len(keys.offsets) - 1
+        n_bytes = int(self._offsets[begin])
+        data = keys.data[keys.offsets[0] : keys.offsets[-1]]
+        self._offsets = _with_room(self._offsets, end + 1)
+        self._data = _with_room(self._data, n_bytes + len(data))
+        np.add(keys.offsets[1:], n_bytes - keys.offsets[0], out=self._offsets[begin + 1 : end + 1])
+        self._data[n_bytes : n_bytes + len(data)] = data
+        self._n_keys = end
+
+    def whole(self) -> Keys:
+        """Return all keys so far; the space stays the same."""
+        offsets = self._offsets[: self._n_keys + 1]
+        return Keys(offsets, self._data[: offsets[-1]])
 
 
 class CurrentWords(NamedTuple):
@@ -137,6 +164,12 @@ def joined(kind: type[_Words], parts: Sequence[_Words]) -> _Words:
 def _axis(name: str) -> int:
     """Return the axis of a field's array along which its rows lie."""
     return len(_rows(name, ())) - 1
+
+
+def _with_room(array: npt.NDArray[Any], size: int, axis: int = 0) -> npt.NDArray[Any]:
+    """Return the array, or a copy with at least twice its space, if it has less than ``size`` along ``axis``."""
+    n_now = array.shape[axis]
+    return array if n_now >= size else grown(array, max(size, 2 * n_now, _LEAST_ROOM), axis=axis)
 
 
 def _rows(name: str, rows: Any) -> tuple[Any, ...]:

@@ -554,7 +554,7 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         return items
 
     def _waits_for_journal(self) -> bool:
-        """Return true if a mark is announced, and the journal does not hold it yet."""
+        """Return true if a mark is announced, and the journal does not hold it yet; it then begins to write it."""
         if not self._unsaid or self._journal is None or self._journal.holds(self._marks.ticket):
             return False
         self._journal.begin()

@@ -175,8 +175,7 @@ class LogTable(_Staged):
 
     @override
     def _append_waiting(self) -> None:
-        if self.has_waiting:
-            append_waiting([self])
+        append_waiting([self])
 
     def _complete(self, rows: pl.DataFrame) -> pl.DataFrame:
         # Column by column, because a query would cost more than the work on the few rows of most epochs.
@@ -190,7 +189,8 @@ class LogTable(_Staged):
 
 
 def append_waiting(tables: Sequence[LogTable]) -> None:
-    """Append the rows that wait in tables of one view, some in each; frames are made of them together."""
+    """Append the rows that wait in tables of one view; frames are made of them together."""
+    tables = [table for table in tables if table.has_waiting]
     for table, (made,) in zip(tables, frames_of_each([[table.waiting()] for table in tables]), strict=True):
         table.append_made(made)
 
