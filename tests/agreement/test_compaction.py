@@ -35,15 +35,18 @@ class Others:
     answers: dict[str, pl.DataFrame]
     limits: Limits
     ended: threading.Event = field(default_factory=threading.Event)
+    all_worked: threading.Event = field(default_factory=threading.Event)
     faults: list[str] = field(default_factory=list)
     n_rounds: int = 0
     n_deleted: int = 0
     n_read: int = 0
     n_joined: int = 0
     lengths: dict[str, int] = field(default_factory=dict)
+    late_s: float = field(default_factory=lambda: time.monotonic() + 60)
 
     @contextmanager
     def at_work(self):
+        """While the block runs; ``all_worked`` is set when each has done something, or is late."""
         threads = [threading.Thread(target=self._again, args=(each,)) for each in (self.merge, self.read)]
         for thread in threads:
             thread.start()
@@ -60,6 +63,8 @@ class Others:
                 step()
             except Exception as error:  # noqa: BLE001 - any is a fault, and shown
                 self.faults.append(f"{type(error).__name__}: {error}")
+            if min(self.n_deleted, self.n_read, self.n_joined) > 0 or time.monotonic() > self.late_s:
+                self.all_worked.set()
 
     def merge(self, limits: Limits | None = None) -> None:
         deployment = self.outcome.deployment
@@ -172,6 +177,8 @@ def test_a_pipeline_that_is_compacted_while_it_runs_and_is_read_is_as_one_that_i
     others = Others(reference, outcome, labels, answers, limits)
 
     with others.at_work():
+        # First for as long as it takes until everyone has worked beside it, then to the end of the topic.
+        run(outcome.plan, replace(outcome.deployment, ends=None), stop=others.all_worked)
         run(outcome.plan, outcome.deployment, stop=threading.Event())
 
     assert others.faults == []
