@@ -32,6 +32,7 @@ from unskew.pipelines.run import run
 from unskew.pipelines.state.folder import RECOVERY
 from unskew.pipelines.state.saved import read_saved
 from unskew.sinks.lease import Lease
+from unskew.sinks.tables import parquet
 from unskew.sinks.tables.layout import published_files, view_root
 from unskew.sinks.tables.parquet import rows_of
 
@@ -223,7 +224,11 @@ def test_nothing_of_the_entity_is_left_and_all_others_are_as_before(bench: Bench
     assert pipeline.audited() == []
 
 
-def test_rows_that_only_the_recovery_store_holds_are_published_without_the_entity(bench: Bench) -> None:
+@pytest.mark.parametrize("ahead_cells", [parquet.AHEAD_CELLS, 1], ids=["rows", "files"])
+def test_rows_that_only_the_recovery_store_holds_are_published_without_the_entity(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, ahead_cells: int
+) -> None:
+    monkeypatch.setattr(parquet, "AHEAD_CELLS", ahead_cells)
     topic = bench.produce(RECORDS[:160], n_partitions=2)
     definitions = bench.root / "definitions.py"
     definitions.write_text(DEFINITIONS.format(topic=topic))

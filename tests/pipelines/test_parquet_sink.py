@@ -17,7 +17,7 @@ from unskew.sinks.patience import Patience
 from unskew.sinks.tables.layout import STAGED
 from unskew.sinks.tables.parquet import rows_of
 
-LARGE_BYTES = 3 << 20
+LARGE_BYTES = 3 << 19
 
 
 @pytest.fixture
@@ -42,14 +42,14 @@ def sink(tmp_path):
 
 
 def events(n_bytes):
-    """Numbers that cannot be compressed, 16 bytes an event."""
-    count = n_bytes // 16
+    """Numbers of which half cannot be compressed, at least 8 bytes an event."""
+    count = n_bytes // 8
     random = np.random.default_rng(0).integers(-(2**63), 2**63 - 1, count)
     at = pl.Series("_arrival", np.arange(count)).cast(pl.Datetime("us", "UTC"))
     return pl.DataFrame([pl.Series("n", random), pl.Series("_offset", np.arange(count)), at])
 
 
-def test_large_tables_go_into_states_only_until_these_hold_twelve_mib_and_small_ones_always(sink, tmp_path):
+def test_large_tables_go_into_states_only_until_these_hold_four_mib_and_small_ones_always(sink, tmp_path):
     large, small = 2 * MOST_LARGE_BYTES // LARGE_BYTES, 3
     parts = {name: sink.build_part("tables", name, None) for name in SINK_PARTITIONS}
     for partition, n_bytes in enumerate([LARGE_BYTES] * large + [FEW_BYTES // 16] * small):

@@ -2,22 +2,26 @@
 
 import os
 import pickle
+import threading
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
 from tests.support.plans import DAY
 from unskew.features.errors import StoreUnavailable
 from unskew.sinks.aside import Aside
+from unskew.sinks.tables import parquet
 from unskew.sinks.tables.layout import INSTANT, published_files, read_coverage
 from unskew.sinks.tables.parquet import KEPT_BYTES, KEPT_PARTS, StagedTable, rows_of
 
 N_ROWS = 12
 ROWS_PER_EPOCH = 4
 ROWS_PER_DAY = 3
+AHEAD = 2
 
 
 class Died(BaseException):
@@ -63,7 +67,10 @@ class Disk:
 
 
 class Later(Aside):
-    """Makes the calls after ``wait`` more epochs; 0: within the epoch's end, None: never."""
+    """Makes the calls after ``wait`` more epochs; 0: within the epoch's end, None: never.
+
+    Those of ``at_once`` are made at once with 0, and else never: whoever needs their result does their work.
+    """
 
     def __init__(self, wait: int | None) -> None:
         self._wait = wait
@@ -74,13 +81,38 @@ class Later(Aside):
         if self._wait == 0:
             self._calls.pop()()
 
+    def at_once(self, call: Callable[[], None]) -> None:
+        if self._wait == 0:
+            call()
+
     def epoch(self) -> None:
         if self._wait is not None:
             while len(self._calls) >= self._wait > 0:
                 self._calls.pop(0)()
 
 
-KINDS = {"staged": "staged", "kept, at once": 0, "kept, later": 1, "kept, much later": 2, "kept, never": None}
+KINDS = {
+    "staged": "staged",
+    "kept, at once": 0,
+    "kept, later": 1,
+    "kept, much later": 2,
+    "kept, never": None,
+    "ahead, at once": 0,
+    "ahead, later": 1,
+    "ahead, much later": 2,
+    "ahead, never": None,
+}
+
+
+@pytest.fixture
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A kind of run; rows of "ahead" are encoded as soon as there are ``AHEAD`` of them."""
+    if request.param.startswith("ahead"):
+        monkeypatch.setattr(parquet, "AHEAD_CELLS", 2 * AHEAD)
+    return request.param
+
+
+every_kind = pytest.mark.parametrize("kind", KINDS, indirect=True)
 
 
 class Run:
@@ -106,7 +138,9 @@ class Run:
         table, aside = self.table()
         while table.next_sequence < N_ROWS:
             low = table.next_sequence
-            table.append(rows(range(low, min(low + ROWS_PER_EPOCH, N_ROWS))))
+            last = min(low + ROWS_PER_EPOCH, N_ROWS) - 1
+            table.append(rows(range(low, last)))
+            table.append(rows(range(last, last + 1)))
             table.cover({"since": 0, "complete_to": table.next_sequence})
             state = None if low // ROWS_PER_EPOCH in self.staged else table.kept()
             self.durable = table.snapshot() if state is None else state
@@ -121,6 +155,10 @@ def rows(numbers: range) -> pl.DataFrame:
     )
 
 
+def of_one_day(numbers: range) -> pl.DataFrame:
+    return pl.DataFrame({"n": numbers}).select(pl.col("n").cast(pl.Int64), pl.lit(DAY).cast(INSTANT).alias("t"))
+
+
 def published(root: Path) -> list[int]:
     return sorted(n for file in published_files(root) for n in pl.read_parquet(file.path, hive_partitioning=False)["n"])
 
@@ -131,7 +169,7 @@ def calls_of_a_whole_run(tmp_path: Path, disk: Disk, kind: str) -> int:
     return disk.calls - before
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@every_kind
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_dying_at_any_disk_call_loses_nothing_and_doubles_nothing(tmp_path, monkeypatch, after, kind):
     disk = Disk(monkeypatch)
@@ -158,7 +196,7 @@ def test_dying_at_any_disk_call_loses_nothing_and_doubles_nothing(tmp_path, monk
         assert read_coverage(run.root).complete_to_us == N_ROWS
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@every_kind
 def test_dying_again_while_recovering_loses_nothing(tmp_path, monkeypatch, kind):
     disk = Disk(monkeypatch)
     n_calls = calls_of_a_whole_run(tmp_path, disk, kind)
@@ -191,7 +229,7 @@ def test_an_epoch_that_did_not_become_durable_is_written_anew(tmp_path):
     assert published(tmp_path) == list(range(N_ROWS))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "staged"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "staged"], indirect=True)
 def test_a_state_that_was_settled_is_not_published_again(tmp_path, kind):
     run = Run(tmp_path, kind, staged=())
     run.go()
@@ -224,8 +262,9 @@ def test_a_disk_that_fails_aside_is_reported_by_the_next_epochs_end(tmp_path, mo
     assert published(tmp_path) == list(range(6))
 
 
-def test_a_state_holds_the_rows_of_one_epoch_once_those_before_are_staged(tmp_path):
-    table, _ = Run(tmp_path, "kept, at once").table()
+@pytest.mark.parametrize("kind", ["kept, at once", "ahead, at once"], indirect=True)
+def test_a_state_holds_the_rows_of_one_epoch_once_those_before_are_staged(tmp_path, kind):
+    table, _ = Run(tmp_path, kind).table()
     held = []
     for low in range(0, N_ROWS, ROWS_PER_EPOCH):
         table.append(rows(range(low, low + ROWS_PER_EPOCH)))
@@ -243,7 +282,7 @@ def _full(_: int) -> None:
 
 def test_rows_that_a_state_holds_compressed_come_back(tmp_path):
     table, _ = Run(tmp_path, "kept, never").table()
-    table.append(rows(range(100_000)).with_columns(t=pl.lit(DAY).cast(INSTANT)))
+    table.append(of_one_day(range(100_000)))
     state = pickle.dumps(table.kept())
     assert len(state) < 100_000 * 16 / 1.5
 
@@ -255,9 +294,55 @@ def test_rows_that_a_state_holds_compressed_come_back(tmp_path):
 
 def test_many_rows_are_staged(tmp_path):
     table, _ = Run(tmp_path, "kept, never").table()
-    table.append(rows(range(KEPT_BYTES // 16 + 1)))
+    count = KEPT_BYTES // 6
+    # Half of the numbers have no order, so each takes its eight bytes in a file.
+    noise = pl.Series("noise", np.random.default_rng(0).integers(-(2**63), 2**63 - 1, count))
+    table.append(of_one_day(range(count)).with_columns(noise))
 
     assert table.kept() is None
+    table.snapshot()
+    table.settle()
+    assert published(tmp_path) == list(range(count))
+
+
+@pytest.mark.parametrize("wait", [0, None], ids=["in the thread", "at the end"])
+def test_a_fault_of_rows_that_are_encoded_ahead_is_raised_at_the_epochs_end(tmp_path, wait):
+    def refuse(found: pl.DataFrame) -> pl.DataFrame:
+        raise ValueError(f"{found.height} rows of another table")
+
+    arguments: Any = {"day_column": "t", "sequence_column": "n", "metadata": {}, "at_staging": refuse}
+    table = StagedTable(tmp_path, "p0", saved=None, aside=Later(wait), **arguments)
+    table.append(of_one_day(range(parquet.AHEAD_CELLS)))
+
+    for end in (table.kept, table.snapshot):
+        with pytest.raises(ValueError, match="rows of another table"):
+            end()
+    assert published(tmp_path) == []
+
+
+def test_rows_are_encoded_by_another_thread_while_the_epoch_goes_on(tmp_path):
+    encoded = threading.Event()
+    threads: list[str] = []
+
+    def note(found: pl.DataFrame) -> pl.DataFrame:
+        threads.append(threading.current_thread().name)
+        encoded.set()
+        return found
+
+    aside = Aside(epoch_s=5.0)
+    arguments: Any = {"day_column": "t", "sequence_column": "n", "metadata": {}, "at_staging": note}
+    table = StagedTable(tmp_path, "p0", saved=None, aside=aside, **arguments)
+    count = parquet.AHEAD_CELLS // 2
+    table.append(of_one_day(range(count)))
+    assert encoded.wait(30)
+    table.append(of_one_day(range(count, count + 3)))
+    table.snapshot()
+    table.settle()
+    aside.close()
+
+    assert len(threads) == 2
+    assert threads[0] != threading.current_thread().name
+    assert published(tmp_path) == list(range(count + 3))
 
 
 def test_dead_letters_that_a_state_holds_are_numbered_in_their_order(tmp_path):

@@ -46,8 +46,8 @@ ROWS_PER_REFILL = 20_000
 MOST_HELD_BYTES = 1 << 26
 """The states of all tables of a process hold at most about so many bytes of rows."""
 FEW_BYTES = 1 << 20
-MOST_LARGE_BYTES = 12 << 20
-"""Tables with more than ``FEW_BYTES`` of rows go into states only until these hold so many; staging more takes less."""
+MOST_LARGE_BYTES = 4 << 20
+"""Tables with more than ``FEW_BYTES`` go into states only until these hold so many; staging more takes less."""
 
 _Answer = TypeVar("_Answer")
 
@@ -366,6 +366,11 @@ class ParquetSink(_Sink):
         for tables in by_view.values():
             append_waiting(tables)
 
+    def encode_rest(self) -> None:
+        """Encode what is left of rows that are encoded ahead, of all tables at once, whichever part they are of."""
+        ahead = [table for part in self._parts for table in part.tables if table.is_ahead]
+        together(lambda table: table.encode_rest(), ahead)
+
     def settle(self) -> None:
         """Publish the last epoch: only after the flow has returned without an error."""
         for part in self._parts:
@@ -410,12 +415,18 @@ class _ParquetPart(StatefulSinkPartition[Any, dict[str, Any]]):
             self._sink.still_ours()
             if any(self.waiting()):
                 self._sink.append_waiting()
+            self._sink.encode_rest()
             kept = self._kept()
             rest = {name: table.snapshot for name, table in self._tables.items() if name not in kept}
             tables = {**kept, **self._sink.at_once(rest)}
             # Last of all that an epoch does before the recovery store is written, and tables may share its disk.
             self._sink.disk.until_done(self._sink.require_room_for_rows)
         return {**self._retired, **tables}
+
+    @property
+    def tables(self) -> Iterable[Table]:
+        """The tables of this part."""
+        return self._tables.values()
 
     def waiting(self) -> Iterator[tuple[str, LogTable]]:
         """Yield the logs in which rows wait, with their views."""

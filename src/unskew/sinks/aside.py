@@ -5,6 +5,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 N_THREADS = 4
 """The calls wait for the disk most of the time; more threads would take the processor from the flow."""
@@ -37,6 +38,7 @@ class Aside:
         self._calls: deque[Callable[[], None]] = deque()
         self._threads: list[threading.Thread] = []
         self._closed = False
+        self._executor: ThreadPoolExecutor | None = None
         # Whether a thread waits until a call is due. The others need not wake up then.
         self._is_watched = False
         # When the calls of this epoch's end began to come, and the last one came; the time between two such ends; and
@@ -61,8 +63,16 @@ class Aside:
                 self._threads.append(thread)
                 thread.start()
 
+    def at_once(self, call: Callable[[], None]) -> None:
+        """Let another thread make a call as soon as those before it are made."""
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(1, "unskew-ahead")
+        self._executor.submit(call)
+
     def close(self) -> None:
         """Wait for the calls that have begun; the others are not made."""
+        if self._executor is not None:
+            self._executor.shutdown(cancel_futures=True)
         with self._changed:
             self._closed = True
             self._changed.notify_all()

@@ -56,6 +56,15 @@ class _Staged:
         """The number of bytes of rows that the last state holds, at most."""
         return self._table.n_held
 
+    @property
+    def is_ahead(self) -> bool:
+        """Whether rows are encoded ahead of the epoch's end, as in ``StagedTable.is_ahead``."""
+        return self._table.is_ahead
+
+    def encode_rest(self) -> None:
+        """Encode what is left of rows that are encoded ahead; only once no rows wait."""
+        self._table.files_ahead()
+
     def kept(self, room: int) -> dict[str, Any] | None:
         """Return a state that holds the rows, as ``StagedTable.kept`` does."""
         self._append_waiting()

@@ -1,0 +1,128 @@
+"""Files of an epoch's rows, encoded by another thread while the epoch goes on.
+
+At an epoch's end no event is processed. Only the rows since the last piece are left to encode then, however many the
+epoch has brought.
+"""
+
+import io
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from unskew.sinks.gathered import joined
+from unskew.sinks.tables import checksum
+
+COMPRESSION: Literal["zstd"] = "zstd"
+LEVEL = 1
+"""Level 1 takes a quarter less time than the default at the same size, on logs of counts and sums."""
+
+
+class Piece(NamedTuple):
+    """Successive rows of one day, or the bytes of their file.
+
+    ``day``: the name of its folder. ``first`` and ``last``: their sequence numbers.
+    """
+
+    day: str
+    first: int
+    last: int
+    content: Any
+
+
+Split = Callable[[pl.DataFrame, int], Iterator[Piece]]
+"""Splits rows, given the number of the first, into pieces of one day each, with their rows as content."""
+
+
+class Ahead:
+    """The rows of an epoch that are encoded before its end, in their order.
+
+    ``split``: gives the pieces of some rows. ``metadata``: that of each file.
+    """
+
+    def __init__(self, split: Split, metadata: Mapping[str, str]) -> None:
+        self._split = split
+        self._metadata = metadata
+        self.n_rows = 0
+        # Whoever encodes holds it.
+        self._encoding = threading.Lock()
+        self._waiting: deque[tuple[Sequence[pl.DataFrame], int]] = deque()
+        self._open: _Growing | None = None
+        self._files: list[Piece] = []
+        self._fault: Exception | None = None
+
+    def add(self, frames: Sequence[pl.DataFrame], first: int) -> None:
+        """Add rows with equal columns, at least one; ``first``: the number of the first."""
+        self.n_rows += sum(frame.height for frame in frames)
+        self._waiting.append((frames, first))
+
+    def encode(self) -> None:
+        """Encode what was added; ``files`` reports a failure."""
+        with self._encoding:
+            while self._waiting and self._fault is None:
+                frames, first = self._waiting.popleft()
+                try:
+                    for piece in self._split(joined(frames), first):
+                        self._encode(piece)
+                except Exception as error:  # noqa: BLE001 - the caller of ``files`` raises it
+                    self._fault = error
+
+    def files(self) -> list[Piece]:
+        """Return all rows as files, each with its bytes as content; no more rows can be added until ``clear``."""
+        self.encode()
+        if self._fault is not None:
+            raise self._fault
+        self._end_file()
+        return self._files
+
+    def clear(self) -> None:
+        """Forget all rows."""
+        self._files = []
+        self.n_rows = 0
+
+    def _encode(self, piece: Piece) -> None:
+        if self._open is not None and self._open.day != piece.day:
+            self._end_file()
+        if self._open is None:
+            self._open = _Growing(piece, self._metadata)
+        self._open.add(piece)
+
+    def _end_file(self) -> None:
+        if self._open is not None:
+            self._files.append(self._open.ended())
+            self._open = None
+
+
+class _Growing:
+    """A Parquet file in memory that gets a row group for each piece.
+
+    PyArrow, because Polars cannot add a row group to a file; decision 43 compares them.
+    """
+
+    def __init__(self, first: Piece, metadata: Mapping[str, str]) -> None:
+        self.day = first.day
+        self._first = first.first
+        self._last = first.last
+        self._bytes = io.BytesIO()
+        rows = first.content.to_arrow()
+        # A dictionary of numbers that hardly repeat takes as long to make as all the rest.
+        texts = [field.name for field in rows.schema if pa.types.is_large_string(field.type)]
+        self._writer = pq.ParquetWriter(
+            self._bytes,
+            rows.schema.with_metadata(dict(metadata)),
+            compression=COMPRESSION,
+            compression_level=LEVEL,
+            use_dictionary=texts,
+        )
+
+    def add(self, piece: Piece) -> None:
+        self._writer.write_table(piece.content.to_arrow(), row_group_size=piece.content.height)
+        self._last = piece.last
+
+    def ended(self) -> Piece:
+        self._writer.close()
+        return Piece(self.day, self._first, self._last, checksum.seal(self._bytes.getvalue()))
