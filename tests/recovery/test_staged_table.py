@@ -345,11 +345,14 @@ def test_rows_are_encoded_by_another_thread_while_the_epoch_goes_on(tmp_path):
     assert published(tmp_path) == list(range(count + 3))
 
 
-def test_dead_letters_that_a_state_holds_are_numbered_in_their_order(tmp_path):
+@pytest.mark.parametrize("ahead_cells", [parquet.AHEAD_CELLS, 3], ids=["rows", "files"])
+def test_dead_letters_that_a_state_holds_are_numbered_in_their_order(tmp_path, monkeypatch, ahead_cells):
+    monkeypatch.setattr(parquet, "AHEAD_CELLS", ahead_cells)
     arguments: Any = {"day_column": "t", "sequence_column": None, "metadata": {}}
     table = StagedTable(tmp_path, "p0", saved=None, aside=Later(None), **arguments)
     for low in range(0, N_ROWS, ROWS_PER_EPOCH):
-        table.append(rows(range(low, low + ROWS_PER_EPOCH)))
+        for number in range(low, low + ROWS_PER_EPOCH):
+            table.append(rows(range(number, number + 1)))
         table.cover({"since": 0})
         state = table.kept()
 

@@ -19,6 +19,7 @@ from unskew.features.errors import LayoutError
 from unskew.sinks import durable
 from unskew.sinks.objects import at_hand
 from unskew.sinks.tables import checksum
+from unskew.sinks.tables.encodings import encodings
 from unskew.sinks.tables.layout import LEFT_OUT, TableFile, origin_of
 
 # Bytes of values in memory; a group of narrow rows reaches _GROUP_ROWS first.
@@ -241,24 +242,8 @@ def _schema(opened: Any) -> Any:
 
 
 def _encodings(path: Path) -> Mapping[str, Any]:
-    """Return the encodings of the columns: dictionaries for texts, differences for whole numbers and instants.
-
-    Texts get no statistics, because Arrow does not truncate these. Arrow's own choice may be larger than the source.
-    """
-    texts: list[str] = []
-    others: list[str] = []
-    numbers: dict[str, str] = {}
     with _opened(path) as opened:
-        for place in range(len(opened.schema)):
-            column = opened.schema.column(place)
-            (texts if column.physical_type == "BYTE_ARRAY" else others).append(column.path)
-            if column.physical_type in {"INT32", "INT64"} and column.path == column.name:
-                numbers[column.path] = "DELTA_BINARY_PACKED"
-    return {
-        "use_dictionary": texts or False,
-        "column_encoding": numbers or None,
-        "write_statistics": others or False,
-    }
+        return encodings(opened.schema)
 
 
 def _batches(path: Path) -> Iterator[Any]:

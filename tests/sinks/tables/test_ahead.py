@@ -88,7 +88,7 @@ def test_readers_read_both_kinds_of_files_as_one_table(folder):
     with duckdb.connect() as connection:
         # Instants as numbers: else they need another package.
         rows = connection.execute(
-            f'SELECT * EXCLUDE ("at"), epoch_us("at") FROM read_parquet(\'{folder}/*.parquet\') ORDER BY filename'
+            f'SELECT * EXCLUDE ("at"), epoch_us("at") FROM read_parquet(\'{folder}/*.parquet\') ORDER BY filename, seq'
         ).fetchall()
         types = [connection.execute(f"DESCRIBE SELECT * FROM '{path}'").fetchall() for path in paths]
     assert str(rows[:5]) == str(rows[5:])

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from unskew.sinks.gathered import joined
 from unskew.sinks.tables import checksum
+from unskew.sinks.tables.encodings import encodings
 
 COMPRESSION: Literal["zstd"] = "zstd"
 LEVEL = 1
@@ -52,6 +53,7 @@ class Ahead:
         self._encoding = threading.Lock()
         self._waiting: deque[tuple[Sequence[pl.DataFrame], int]] = deque()
         self._open: _Growing | None = None
+        self._encodings: dict[str, Any] | None = None
         self._files: list[Piece] = []
         self._fault: Exception | None = None
 
@@ -87,9 +89,12 @@ class Ahead:
     def _encode(self, piece: Piece) -> None:
         if self._open is not None and self._open.day != piece.day:
             self._end_file()
+        rows = piece.content.to_arrow()
+        if self._encodings is None:
+            self._encodings = encodings(_in_parquet(rows.schema))
         if self._open is None:
-            self._open = _Growing(piece, self._metadata)
-        self._open.add(piece)
+            self._open = _Growing(piece, rows.schema.with_metadata(dict(self._metadata)), self._encodings)
+        self._open.add(piece.last, rows)
 
     def _end_file(self) -> None:
         if self._open is not None:
@@ -103,26 +108,28 @@ class _Growing:
     PyArrow, because Polars cannot add a row group to a file; decision 43 compares them.
     """
 
-    def __init__(self, first: Piece, metadata: Mapping[str, str]) -> None:
+    def __init__(self, first: Piece, schema: pa.Schema, encodings: Mapping[str, Any]) -> None:
         self.day = first.day
         self._first = first.first
         self._last = first.last
         self._bytes = io.BytesIO()
-        rows = first.content.to_arrow()
-        # A dictionary of numbers that hardly repeat takes as long to make as all the rest.
-        texts = [field.name for field in rows.schema if pa.types.is_large_string(field.type)]
         self._writer = pq.ParquetWriter(
-            self._bytes,
-            rows.schema.with_metadata(dict(metadata)),
-            compression=COMPRESSION,
-            compression_level=LEVEL,
-            use_dictionary=texts,
+            self._bytes, schema, compression=COMPRESSION, compression_level=LEVEL, **encodings
         )
 
-    def add(self, piece: Piece) -> None:
-        self._writer.write_table(piece.content.to_arrow(), row_group_size=piece.content.height)
-        self._last = piece.last
+    def add(self, last: int, rows: pa.Table) -> None:
+        """Add rows, of which the last one has the number ``last``."""
+        self._writer.write_table(rows, row_group_size=rows.num_rows)
+        self._last = last
 
     def ended(self) -> Piece:
+        """End the file, and return it."""
         self._writer.close()
         return Piece(self.day, self._first, self._last, checksum.seal(self._bytes.getvalue()))
+
+
+def _in_parquet(schema: pa.Schema) -> Any:
+    """Return a schema as that of a Parquet file."""
+    empty = io.BytesIO()
+    pq.write_table(schema.empty_table(), empty)
+    return pq.read_metadata(empty).schema
