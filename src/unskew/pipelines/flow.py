@@ -368,8 +368,7 @@ class ParquetSink(_Sink):
 
     def encode_rest(self) -> None:
         """Encode what is left of rows that are encoded ahead, of all tables at once, whichever part they are of."""
-        ahead = [table for part in self._parts for table in part.tables if table.is_ahead]
-        together(lambda table: table.encode_rest(), ahead)
+        together(lambda table: table.encode_rest(), [table for part in self._parts for table in part.ahead()])
 
     def settle(self) -> None:
         """Publish the last epoch: only after the flow has returned without an error."""
@@ -415,7 +414,8 @@ class _ParquetPart(StatefulSinkPartition[Any, dict[str, Any]]):
             self._sink.still_ours()
             if any(self.waiting()):
                 self._sink.append_waiting()
-            self._sink.encode_rest()
+            if any(self.ahead()):
+                self._sink.encode_rest()
             kept = self._kept()
             rest = {name: table.snapshot for name, table in self._tables.items() if name not in kept}
             tables = {**kept, **self._sink.at_once(rest)}
@@ -423,10 +423,9 @@ class _ParquetPart(StatefulSinkPartition[Any, dict[str, Any]]):
             self._sink.disk.until_done(self._sink.require_room_for_rows)
         return {**self._retired, **tables}
 
-    @property
-    def tables(self) -> Iterable[Table]:
-        """The tables of this part."""
-        return self._tables.values()
+    def ahead(self) -> Iterator[Table]:
+        """Yield the tables whose rows are encoded ahead of the epoch's end."""
+        return (table for table in self._tables.values() if table.is_ahead)
 
     def waiting(self) -> Iterator[tuple[str, LogTable]]:
         """Yield the logs in which rows wait, with their views."""

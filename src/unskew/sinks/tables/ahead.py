@@ -74,7 +74,7 @@ class Ahead:
                     self._fault = error
 
     def files(self) -> list[Piece]:
-        """Return all rows as files, each with its bytes as content; no more rows can be added until ``clear``."""
+        """Return all rows as files, each with its bytes as content; rows that are added later are in other files."""
         self.encode()
         if self._fault is not None:
             raise self._fault
