@@ -3,6 +3,7 @@
 import datetime as dt
 from zoneinfo import ZoneInfo
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -23,6 +24,7 @@ from tests.support.plans import (
     view,
 )
 from unskew.features.view import Parameters, ViewWindow
+from unskew.monitoring import recount_windows
 from unskew.monitoring.recount import Recount
 
 U = ("u",)
@@ -338,3 +340,25 @@ def test_repeats_of_an_id_within_the_time_do_not_count():
 
     assert counts(recount, 0, 6, 10, 11, 12) == [1, 1, 1, 2, 4]
     assert recount.values(("v",), 12 * SECOND) == {"c": 1}
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        sliding(HOUR, 10 * MINUTE),
+        tumbling(HOUR),
+        closed(HOUR),
+        calendar("day", "Europe/Berlin"),
+        lifetime(),
+        session(HOUR, MINUTE),
+    ],
+    ids=lambda window: window.kind,
+)
+def test_the_edges_of_many_events_are_those_of_each_and_found_once_for_each_period(window, monkeypatch):
+    effectives = np.sort(np.random.default_rng(7).integers(-DAY, 3 * DAY, 5_000))
+    wanted = {edge for one in effectives.tolist() for edge in recount_windows.edges(window, one)}
+    asked, edges = [], recount_windows.edges
+    monkeypatch.setattr(recount_windows, "edges", lambda *given: asked.append(1) or edges(*given))
+
+    assert recount_windows.all_edges(window, effectives) == wanted
+    assert len(asked) <= 4 * 24 * 6

@@ -421,6 +421,21 @@ def test_a_file_that_somebody_puts_between_is_not_covered(tmp_path):
     assert "there are other files between them" in found.faults[0]
 
 
+def test_a_day_is_listed_as_often_for_many_writers_as_for_few(tmp_path, monkeypatch):
+    listed, scandir = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda folder: listed.append(Path(folder).name) or scandir(folder))
+
+    def n_listed(name: str, n_writers: int) -> int:
+        for number in range(n_writers):
+            write(tmp_path / name, rows(0), rows(1), rows(2), rows(3, day=1), writer=f"h{number}")
+        listed.clear()
+        found = compact(table(tmp_path / name), AT_ONCE, now_s=LATER)
+        assert (found.files_before, found.files_after) == (4 * n_writers, 2 * n_writers)
+        return listed.count("day=1970-01-01")
+
+    assert n_listed("few", 2) == n_listed("many", 12)
+
+
 FLOATS = pl.DataFrame({"n": [0, 1, 2], "x": [0.0, 1.5, None], "xs": [[0.0], None, []], "s": [{"y": 0.0}, {"y": None}, None]})  # fmt: skip
 WRITTEN = {"unskew.layout": "1", "unskew.view": "v"}
 MORE = FLOATS.with_columns(pl.col("n") + 3)

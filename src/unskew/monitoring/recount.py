@@ -8,9 +8,12 @@ expressions.
 """
 
 import datetime as dt
+import heapq
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import groupby, takewhile
 from typing import Any
 
 import numpy as np
@@ -20,7 +23,17 @@ from unskew.features.plan import FeaturePlan, ViewPlan
 from unskew.features.types import TIMESTAMP, Type
 from unskew.monitoring.recount_aggregates import INT64_MAX, Counted, Value, aggregate
 from unskew.monitoring.recount_texts import Texts
-from unskew.monitoring.recount_windows import Sitting, all_edges, covers, edges, hops, instant, oldest_us, sittings
+from unskew.monitoring.recount_windows import (
+    Sitting,
+    all_edges,
+    covers,
+    distinct,
+    edges,
+    hops,
+    instant,
+    oldest_us,
+    sittings,
+)
 
 FLOAT_LIMIT = 2.0**62
 
@@ -114,15 +127,15 @@ class Recount:
     def history(self, key: Sequence[int | str]) -> History:
         """Return the instants at which the values of ``key`` may change; empty lists for an entity without events."""
         start, stop = self._span(key)
-        effectives = self._effectives[start:stop].tolist()
+        effectives = np.sort(self._effectives[start:stop])
         found: set[int] = set()
         for number, window in enumerate(self.view.windows):
             found |= all_edges(window, effectives)
             if window.kind == "session":
                 found.update(sitting.over_us() for sitting in self._sat(number, key))
             if self._ages(number):
-                found.update(hops(window, effectives))
-        return History(arrivals=sorted(set(self._arrivals[start:stop].tolist())), edges=sorted(found))
+                found.update(hops(window, effectives.tolist()))
+        return History(arrivals=distinct(self._arrivals[start:stop]).tolist(), edges=sorted(found))
 
     def rows(self, key: Sequence[int | str], complete_to_us: int) -> list[Row]:
         """Return the whole log of ``key`` through ``complete_to_us``: a row wherever its values change, bit for bit."""
@@ -140,11 +153,13 @@ class Recount:
     def last_row(self, key: Sequence[int | str], t_us: int, after_us: int) -> Row | None:
         """Return the log row of ``key`` that is valid at ``t_us``; None if it has no row after ``after_us``."""
         history = self.history(key)
-        for moment in sorted({*history.arrivals, *history.edges}, reverse=True):
-            if after_us < moment <= t_us:
-                values = self.values(key, moment)
-                if not identical(self.values(key, moment - 1), values):
-                    return self._row(key, moment, values)
+        # Only the last few are looked at, of perhaps a million.
+        before = [moments[: bisect_right(moments, t_us)] for moments in (history.arrivals, history.edges)]
+        latest = heapq.merge(*(reversed(moments) for moments in before), reverse=True)
+        for moment, _ in groupby(takewhile(lambda moment: moment > after_us, latest)):
+            values = self.values(key, moment)
+            if not identical(self.values(key, moment - 1), values):
+                return self._row(key, moment, values)
         return None
 
     def instants(self, key: Sequence[int | str], event: int) -> tuple[int, list[int]]:

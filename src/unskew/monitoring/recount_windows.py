@@ -10,6 +10,9 @@ from functools import lru_cache
 from importlib import resources
 from zoneinfo import ZoneInfo
 
+import numpy as np
+import numpy.typing as npt
+
 from unskew.features.view import ViewWindow
 
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
@@ -85,16 +88,28 @@ def edges(window: ViewWindow, effective_us: int) -> list[int]:
             return []
 
 
-def all_edges(window: ViewWindow, effectives: list[int]) -> set[int]:
-    """Return the edges of several events."""
-    if window.kind != "calendar":
-        return {edge for effective in effectives for edge in edges(window, effective)}
-    found: list[int] = []
-    for effective in sorted(effectives):
-        # Finding a local date is slow; events of one period leave together.
-        if not found or effective >= found[-1]:
-            found += edges(window, effective)
-    return set(found)
+def all_edges(window: ViewWindow, effectives: npt.NDArray[np.int64]) -> set[int]:
+    """Return the edges of several events, which are ascending."""
+    # Events of one period leave together, and one entity may have a million of them.
+    match window.kind:
+        case "lifetime" | "session":
+            return set()
+        case "calendar":
+            found: list[int] = []
+            for effective in effectives.tolist():
+                # Finding a local date is slow.
+                if not found or effective >= found[-1]:
+                    found += edges(window, effective)
+            return set(found)
+        case kind:
+            period_us = window.hop_us if kind == "sliding" else window.extent_us
+            numbers = distinct(effectives // period_us).tolist()
+            return {edge for number in numbers for edge in edges(window, number * period_us)}
+
+
+def distinct(ascending: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return ascending numbers without repeats."""
+    return ascending[np.diff(ascending, prepend=ascending[:1] - 1) > 0]
 
 
 def hops(window: ViewWindow, effectives: Iterable[int]) -> list[int]:

@@ -649,3 +649,28 @@ def test_plans_are_immutable():
     with pytest.raises(AttributeError):
         plan.name = "other"  # type: ignore[misc]
     assert republished(plan, version=2).id == "purchases@2"
+
+
+def test_a_text_is_proven_once_however_many_features_of_a_view_have_it(monkeypatch):
+    tried, select = [], pl.DataFrame.select
+    monkeypatch.setattr(pl.DataFrame, "select", lambda *given, **more: tried.append(1) or select(*given, **more))
+
+    def n_tried(n_features: int) -> int:
+        tried.clear()
+        planned(
+            *(
+                Feature(f"f{n}", agg.sum("amount * 2"), Sliding(f"{n + 1}h"), filter="status = 'completed'")
+                for n in range(n_features)
+            )
+        )
+        return len(tried)
+
+    assert n_tried(1) == n_tried(20) > 0
+
+
+def test_a_column_alone_needs_no_proof(monkeypatch):
+    monkeypatch.setattr(pl.DataFrame, "select", lambda *_, **__: pytest.fail("the column was evaluated"))
+
+    (feature,) = planned(Feature("spend", agg.sum("amount"), HOUR))
+
+    assert feature.dtype.scalar == "float64"

@@ -1,12 +1,15 @@
 """Every fault of definition files is reported at once, each with the file and the line of what is wrong."""
 
 import json
+from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.support.definitions import SCHEMA
 from unskew.features.definitions.enums import never_equal
 from unskew.features.definitions.load import load, with_places
+from unskew.features.definitions.places import located
 from unskew.features.errors import DefinitionError
 
 SOUND = """
@@ -169,3 +172,33 @@ def test_an_enum_of_a_json_schema_is_one_too(tmp_path, nullable):
     (tmp_path / "views.py").write_text(text)
 
     assert "its values are a, b" in "".join(never_equal(load(tmp_path)))
+
+
+def test_a_yaml_file_is_read_once_for_the_lines_of_all_its_faults(tmp_path, monkeypatch):
+    documents = [f"name: v{n}\nentity: user\nsource: events\ncolour: red\n" for n in range(50)]
+    (tmp_path / "views.yaml").write_text("---\n".join(documents))
+    composed, compose = [], yaml.compose_all
+    monkeypatch.setattr(yaml, "compose_all", lambda *given, **more: composed.append(1) or compose(*given, **more))
+
+    with pytest.raises(DefinitionError) as caught:
+        load(tmp_path)
+
+    lines = [line for line in caught.value.faults if "unknown key 'colour'" in line]
+    assert [line.partition(": ")[0] for line in lines] == [f"{tmp_path}/views.yaml:{5 * n + 4}" for n in range(50)]
+    # Once for the lines of their form, and once for those of what is compiled.
+    assert len(composed) <= 2
+
+
+def test_no_file_is_read_for_the_lines_of_no_fault():
+    assert located([], (pytest.fail("a file was asked for") for _ in range(1)), {}) == []
+
+
+def test_a_fault_is_about_the_longest_name_with_which_it_begins():
+    homes = {"a": Path("a.py"), "a.b": Path("b.py"), "a.b: c": Path("c.py")}
+
+    faults = ["a: x", "a.b: x", "a.b.f: x: a.b: c: y", "a.b: c: x", "view a.c: x", "ab: x", ": x", "a"]
+
+    assert located(faults, [], homes) == [
+        *("a.py: a: x", "b.py: a.b: x", "b.py: a.b.f: x: a.b: c: y", "c.py: a.b: c: x", "a.py: view a.c: x"),
+        *("ab: x", ": x", "a"),
+    ]

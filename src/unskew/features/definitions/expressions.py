@@ -153,7 +153,9 @@ def check_expression(
     found = exact(tree, columns)
     dtype = result_type(found.tree, wider)
     fails = any_fails(found)
-    _try_out(found.expr, wider, dtype)
+    # A column alone is its own result.
+    if kind_of(found.tree) != "Column":
+        _try_out(found.expr, wider, dtype)
     if fails is not None:
         _try_out(fails, wider, pl.Boolean())
     return Checked(text=text or canonical_polars(tree), expr=found.expr, dtype=dtype, fails=fails)

@@ -252,6 +252,7 @@ def _from_yaml(path: Path, faults: list[str]) -> list[Definition]:
         place = str(path) if mark is None else f"{path}:{mark.line + 1}"
         raise DefinitionError(f"{place}: it is not YAML: {_said_of(error)}") from error
     definitions: list[Definition] = []
+    faulty: list[tuple[int, Any, list[str]]] = []
     for number, document in enumerate(documents):
         if document is None:
             continue
@@ -261,8 +262,10 @@ def _from_yaml(path: Path, faults: list[str]) -> list[Definition]:
         except DefinitionError as error:
             of_form += error.faults
         if of_form:
-            part = document_parts(text)[number]
-            faults += [f"{path}:{line_of(part, _after_name(document, fault))}: {fault}" for fault in of_form]
+            faulty.append((number, document, of_form))
+    parts = document_parts(text) if faulty else []
+    for number, document, of_form in faulty:
+        faults += [f"{path}:{line_of(parts[number], _after_name(document, fault))}: {fault}" for fault in of_form]
     return definitions
 
 

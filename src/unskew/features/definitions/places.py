@@ -52,11 +52,14 @@ def located(faults: Iterable[str], files: Iterable[Path], homes: Mapping[str, Pa
     ``files``: those that were read. ``homes``: files of definitions by name, as faults begin, also of those that a
     function made.
     """
+    told = list(faults)
+    if not told:
+        return []
     parts: dict[str, tuple[Path, Part]] = {}
     for path in files:
         for name, part in _parts_of(path):
             parts.setdefault(name, (path, part))
-    return [_with_place(fault, parts, homes) for fault in faults]
+    return [_with_place(fault, parts, homes) for fault in told]
 
 
 def taken_apart(fault: str) -> dict[str, str | int | None]:
@@ -96,13 +99,14 @@ def document_parts(text: str) -> list[Part]:
 
 def _with_place(fault: str, parts: Mapping[str, tuple[Path, Part]], homes: Mapping[str, Path]) -> str:
     said = fault.removeprefix("view ")
-    for name in sorted({*parts, *homes}, key=len, reverse=True):
-        rest = said.removeprefix(name)
-        if len(rest) < len(said) and rest[:1] in {":", "."}:
-            if name not in parts:
-                return f"{homes[name]}: {fault}"
+    # The longest name with which it begins, because names may have dots.
+    for end in [found.start() for found in re.finditer(r"(?<!^)[:.]", said)][::-1]:
+        name = said[:end]
+        if name in parts:
             path, part = parts[name]
-            return f"{path}:{line_of(part, rest[1:].lstrip())}: {fault}"
+            return f"{path}:{line_of(part, said[end + 1 :].lstrip())}: {fault}"
+        if name in homes:
+            return f"{homes[name]}: {fault}"
     return fault
 
 

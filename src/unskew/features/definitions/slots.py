@@ -154,6 +154,7 @@ class Slots:
         self._columns = columns
         self._unread = unread
         self._faults = faults
+        self._known: dict[str, Checked] = {}
         self._filters: dict[str, FilterPlan] = {}
         self._values: dict[tuple[str, Type], ValuePlan] = {}
         self._windows: dict[str, ViewWindow] = {}
@@ -351,12 +352,10 @@ class Slots:
             self._fault(place, "it has both where and filter, which are the same thing; keep one, joined by AND")
             return None
         source = other if one is None else one
-        if source is None or self._columns is None:
+        if source is None:
             return None
-        try:
-            checked = check_expression(source, self._columns, unread=self._unread)
-        except DefinitionError as error:
-            self._fault(f"{place}: filter", error)
+        checked = self._checked(f"{place}: filter", source)
+        if checked is None:
             return None
         if checked.dtype != pl.Boolean():
             self._fault(
@@ -403,13 +402,19 @@ class Slots:
         return self._values.setdefault((plan.text, dtype), plan)
 
     def _checked(self, place: str, source: Expression) -> Checked | None:
+        """Return the expression, proven once however many features have its text; None if it has a fault."""
         if self._columns is None:
             return None
+        if isinstance(source, str) and source in self._known:
+            return self._known[source]
         try:
-            return check_expression(source, self._columns, unread=self._unread)
+            checked = check_expression(source, self._columns, unread=self._unread)
         except DefinitionError as error:
             self._fault(place, error)
             return None
+        if isinstance(source, str):
+            self._known[source] = checked
+        return checked
 
     def _default(self, place: str, default: object, dtype: Type, empty: Scalar | None) -> Scalar | None:
         if default is None:

@@ -20,7 +20,6 @@ def read_documents(text: str) -> list[Any]:
     """Return the documents of a YAML text. Raises ``yaml.YAMLError`` with what is wrong and where."""
     if len(text) > MAX_CHARACTERS:
         raise yaml.YAMLError(f"it has {len(text)} characters, more than {MAX_CHARACTERS}")
-    _check_depth(text)
     try:
         return list(yaml.load_all(text, Loader=_Loader))
     # Tags such as !!set, on a value of another form.
@@ -30,19 +29,7 @@ def read_documents(text: str) -> list[Any]:
 
 def nodes_of_documents(text: str) -> list[Any]:
     """Return the documents of a YAML text as nodes, which know their lines. Raises ``yaml.YAMLError``."""
-    _check_depth(text)
     return list(yaml.compose_all(text, Loader=_Loader))
-
-
-def _check_depth(text: str) -> None:
-    depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        if isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):
-            depth += 1
-        elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
-            depth -= 1
-        if depth > MAX_DEPTH:
-            raise _fault(f"it is nested more than {MAX_DEPTH} levels deep", event)
 
 
 class _Loader(yaml.SafeLoader):
@@ -50,6 +37,17 @@ class _Loader(yaml.SafeLoader):
 
     A repeated key is an error; otherwise its last value would silently win.
     """
+
+    _depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self._depth == MAX_DEPTH and self.check_event(yaml.CollectionStartEvent):
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            raise _fault(f"it is nested more than {MAX_DEPTH} levels deep", event)
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
     def get_single_node(self) -> Any:
         return _measured(super().get_single_node())
