@@ -52,14 +52,14 @@ def located(faults: Iterable[str], files: Iterable[Path], homes: Mapping[str, Pa
     ``files``: those that were read. ``homes``: files of definitions by name, as faults begin, also of those that a
     function made.
     """
-    told = list(faults)
-    if not told:
+    reported = list(faults)
+    if not reported:
         return []
     parts: dict[str, tuple[Path, Part]] = {}
     for path in files:
         for name, part in _parts_of(path):
             parts.setdefault(name, (path, part))
-    return [_with_place(fault, parts, homes) for fault in told]
+    return [_with_place(fault, parts, homes) for fault in reported]
 
 
 def taken_apart(fault: str) -> dict[str, str | int | None]:
