@@ -24,6 +24,7 @@ NAMES = (
     "bench_rebuild",
     "bench_journey",
     "bench_checksum",
+    "bench_ahead",
     "bench_epochs",
     "bench_snapshots",
     "bench_recovery",
