@@ -19,7 +19,7 @@ from unskew.features.errors import LayoutError
 from unskew.sinks import durable
 from unskew.sinks.objects import at_hand
 from unskew.sinks.tables import checksum
-from unskew.sinks.tables.encodings import encodings
+from unskew.sinks.tables.encodings import COMPRESSION, encodings
 from unskew.sinks.tables.layout import LEFT_OUT, TableFile, origin_of
 
 # Bytes of values in memory; a group of narrow rows reaches _GROUP_ROWS first.
@@ -89,7 +89,7 @@ def merge(
     with durable.new_file(temporary) as sink:
         with _damage(sources[0].path):
             encodings = _encodings(sources[0].path)
-        with pq.ParquetWriter(sink, schema, compression="zstd", compression_level=_LEVEL, **encodings) as writer:
+        with pq.ParquetWriter(sink, schema, compression=COMPRESSION, compression_level=_LEVEL, **encodings) as writer:
             group: list[Any] = []
             n_rows = n_values = n_unwritten = 0
             for one in sources:
@@ -131,7 +131,7 @@ def rewrite(
     with durable.new_file(temporary) as sink:
         with _damage(sources[0].path):
             encodings = _encodings(sources[0].path)
-        with pq.ParquetWriter(sink, schema, compression="zstd", compression_level=_LEVEL, **encodings) as writer:
+        with pq.ParquetWriter(sink, schema, compression=COMPRESSION, compression_level=_LEVEL, **encodings) as writer:
             for one in sources:
                 for batch in _batches(one.path):
                     changed = change(pl.DataFrame(pl.from_arrow(batch)))

@@ -1,4 +1,7 @@
-"""Threads that make durable and publish what an epoch's end leaves to them, while the flow goes on."""
+"""Threads that work while the flow goes on: on what an epoch's end leaves to them, and on what the next one will need.
+
+Those of ``soon`` make durable and publish what is left. That of ``at_once`` encodes what the next end would.
+"""
 
 import logging
 import threading

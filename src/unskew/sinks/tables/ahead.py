@@ -8,7 +8,7 @@ import io
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import polars as pl
 import pyarrow as pa
@@ -16,11 +16,7 @@ import pyarrow.parquet as pq
 
 from unskew.sinks.gathered import joined
 from unskew.sinks.tables import checksum
-from unskew.sinks.tables.encodings import encodings
-
-COMPRESSION: Literal["zstd"] = "zstd"
-LEVEL = 1
-"""Level 1 takes a quarter less time than the default at the same size, on logs of counts and sums."""
+from unskew.sinks.tables.encodings import COMPRESSION, LEVEL, encodings
 
 
 class Piece(NamedTuple):

@@ -54,7 +54,8 @@ from unskew.sinks.gathered import Gathered
 from unskew.sinks.ipc import from_ipc, to_ipc
 from unskew.sinks.objects import ObjectPath
 from unskew.sinks.tables import checksum, layout
-from unskew.sinks.tables.ahead import COMPRESSION, LEVEL, Ahead, Piece
+from unskew.sinks.tables.ahead import Ahead, Piece
+from unskew.sinks.tables.encodings import COMPRESSION, LEVEL
 from unskew.sinks.tables.publication import ByCoverage, ByRename, Publication
 
 KEPT_BYTES = 1 << 23
@@ -87,7 +88,7 @@ class _Part:
 
     @property
     def n_bytes(self) -> int:
-        return len(self.data) + sum(len(file.content) for file in self.files)
+        return len(self.data) + _size(self.files)
 
     @property
     def is_staged(self) -> bool:
@@ -137,6 +138,10 @@ def rows_of(saved: Mapping[str, Any]) -> list[pl.DataFrame]:
 def without_rows(saved: Mapping[str, Any]) -> dict[str, Any]:
     """Return a saved state without the rows that it holds, all of which were published."""
     return {key: value for key, value in saved.items() if key not in {_SHOWN, _KEPT}}
+
+
+def _size(files: Iterable[Piece]) -> int:
+    return sum(len(file.content) for file in files)
 
 
 def _as_they_are(rows: pl.DataFrame) -> pl.DataFrame:
@@ -276,9 +281,8 @@ class StagedTable:
         if self._aside is None or self._failed:
             return None
         parts = list(self._parts)
-        n_bytes = sum(part.n_bytes for part in parts)
         files = self.files_ahead()
-        n_bytes += sum(len(file.content) for file in files)
+        n_bytes = sum(part.n_bytes for part in parts) + _size(files)
         if self._buffered.n_rows:
             n_bytes += int(self._buffered.whole().estimated_size())
         if n_bytes > min(room, KEPT_BYTES) or len(parts) >= KEPT_PARTS:
