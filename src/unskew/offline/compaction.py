@@ -285,7 +285,7 @@ class _Work:
         return len(files), sum(file.path.stat().st_size for file in files)
 
     def _runs(self) -> list[Sequence[Sized]]:
-        sized = [Sized(file, file.path.stat().st_size) for file in layout.settled_files(self._root)]
+        sized = [Sized(file, file.path.stat().st_size) for file in layout.published_files(self._root)]
         return [
             run
             for _, ones in groupby(sized, lambda one: one.file.writer)

@@ -1,11 +1,13 @@
 """Listings of a table in which files come and go meanwhile."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
-from unskew.sinks.tables.layout import TableFile, file_name, published_files, settled_files, superseded_files
+from unskew.sinks.tables.layout import TableFile, file_name, published_files, superseded_files
 
 # So many that the system gives a folder's names in several pieces.
 N_FILES = 1_000
@@ -59,7 +61,7 @@ def test_no_listing_lacks_rows_whose_files_are_merged_and_deleted_meanwhile(tmp_
     assert len(published_files(tmp_path)) == N_ROUNDS
 
 
-def test_settled_files_leave_none_out_while_more_are_published(tmp_path: Path) -> None:
+def test_no_listing_leaves_one_out_before_another_while_more_are_published(tmp_path: Path) -> None:
     day, staged = tmp_path / "day=2024-01-01", tmp_path / "_staged"
     names = [file_name("p0", n, n) for n in range(4 * N_FILES)]
     for folder, ones in ((day, names[:N_FILES]), (staged, names[N_FILES:])):
@@ -68,12 +70,36 @@ def test_settled_files_leave_none_out_while_more_are_published(tmp_path: Path) -
             (folder / name).touch()
 
     found = listed_meanwhile(
-        settled_files, tmp_path, [f"rename {staged / name} {day / name}" for name in names[N_FILES:]]
+        published_files, tmp_path, [f"rename {staged / name} {day / name}" for name in names[N_FILES:]]
     )
 
     assert found
     assert all(map(follow, found))
-    assert len(settled_files(tmp_path)) == len(names)
+    assert len(published_files(tmp_path)) == len(names)
+
+
+def test_a_listing_of_days_has_no_file_that_follows_one_that_it_missed(tmp_path, monkeypatch) -> None:
+    days = [tmp_path / f"day=2024-01-0{day}" for day in (1, 2)]
+    for day in days:
+        day.mkdir()
+    (days[0] / file_name("p0", 0, 0)).touch()
+    scandir, n_files = os.scandir, 1
+
+    def scandir_then_publish(folder: Path) -> object:
+        nonlocal n_files
+        names = sorted(scandir(folder), key=lambda entry: entry.name)
+        if folder == days[0]:
+            # Before midnight, in the folder that was just listed, and after it, in the next one.
+            for day in days:
+                (day / file_name("p0", n_files, n_files)).touch()
+                n_files += 1
+        return nullcontext(iter(names))
+
+    monkeypatch.setattr(os, "scandir", scandir_then_publish)
+    found = published_files(tmp_path)
+
+    assert n_files == 5
+    assert [file.first for file in found] == [0, 1, 2]
 
 
 def test_every_file_that_others_cover_is_superseded_by_them_the_widest_first(tmp_path: Path) -> None:

@@ -263,23 +263,13 @@ def parse(path: Path) -> TableFile | None:
 def published_files(root: Path, writer: str | None = None, *, days: Days | None = None) -> list[TableFile]:
     """Return every published file, of one writer or of all, ordered by writer and sequence; none if there is no table.
 
+    Files that are published meanwhile may be among them, but before a returned file no file of its writer is left out.
     ``days``: only the folders that begin with one of these days, the first and the last of them; a file that one in
     another folder covers is then among them.
     A file whose sequence range another file of its writer covers is superseded and left out, so that every listing
     contains each row once.
     """
     return without_superseded(_all_published(root, writer, days))
-
-
-def settled_files(root: Path) -> list[TableFile]:
-    """Return the published files except the newest: before a returned file, no file of its writer can still appear.
-
-    A writer publishes in the order of sequence, but a listing may contain a file and miss the one before it, if both
-    were published during the listing. The next listing contains all files that were published before a file of this
-    one.
-    """
-    reached = {file.writer: file.last for file in published_files(root)}
-    return [file for file in published_files(root) if file.last <= reached.get(file.writer, -1)]
 
 
 def every_file(root: Path) -> list[Path]:
@@ -449,17 +439,33 @@ def _all_published(root: Path, writer: str | None, days: Days | None = None) -> 
     A listing is not a snapshot. A listing that began before a merged file was there may miss that file, and also the
     files that it was made from, if they are deleted before the listing reaches them. They were in the previous listing,
     so their absence is noticed, and the table is listed again.
+
+    Files that are published meanwhile come in the order of sequence, but a listing may contain one and miss the one
+    before it. Files before one of the previous listing were there when this one began. So those past it are left out.
     """
     before = _listed(root, writer, days)
     # In this order, because the files that a coverage publishes were there before it.
     covered = _covered(root, _parsed(root, writer, _of_runs(before)))
     while True:
         now = _listed(root, writer, days)
-        files = published(_parsed(root, writer, now), covered)
+        come = now.keys() - before.keys()
+        files = published(_parsed(root, writer, {one: now[one] for one in now if one not in come}), covered)
         gone = published(_parsed(root, writer, {one: before[one] for one in before.keys() - now.keys()}), covered)
+        if come:
+            reached = _reached([*files, *gone])
+            new = published(_parsed(root, writer, {one: now[one] for one in come}), covered)
+            files += [file for file in new if file.last <= reached.get(file.writer, -1)]
         if set(gone).isdisjoint(without_superseded([*files, *gone]) if gone else ()):
             return files
         before = now
+
+
+def _reached(files: Iterable[TableFile]) -> dict[str, int]:
+    """Return the last sequence number of each writer."""
+    reached: dict[str, int] = {}
+    for file in files:
+        reached[file.writer] = max(file.last, reached.get(file.writer, -1))
+    return reached
 
 
 Listed = Mapping[tuple[str, str], ObjectPath | None]
