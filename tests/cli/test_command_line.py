@@ -278,3 +278,22 @@ def test_a_path_that_may_not_be_read_is_an_error(tmp_path: Path) -> None:
         assert name in error
         assert "is not readable" in error or "ermission denied" in error
         assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("is_wrapped", [False, True])
+def test_a_lack_of_memory_is_no_fault_of_the_program(monkeypatch, is_wrapped):
+    """The engine of the flow raises an error of its own, from that of the step that failed."""
+
+    lack = MemoryError("Unable to allocate 92.8 MiB")
+
+    def check(*_, **__) -> None:
+        if is_wrapped:
+            raise RuntimeError("error calling on_batch") from lack
+        raise lack
+
+    monkeypatch.setattr(main.get_command(click.Context(main), "check"), "callback", check)
+    result = invoke("check", ".")
+
+    assert result.exit_code == 1
+    assert "error: there is not enough memory: Unable to allocate 92.8 MiB; give this process more" in result.output
+    assert "fault of unskew" not in result.output

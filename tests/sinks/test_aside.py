@@ -88,3 +88,18 @@ def test_calls_of_short_epochs_wait_for_a_part_of_an_epoch_only(monkeypatch):
 
     assert calls.done.wait(10)
     made.close()
+
+
+def test_threads_that_cannot_be_started_leave_their_work_to_those_that_are_there(threads, monkeypatch):
+    made, start = threading.Event(), threading.Thread.start
+
+    def start_one(thread: threading.Thread) -> None:
+        if any(other.name == "unskew-aside" for other in threading.enumerate()):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_one)
+    threads.soon(made.set)
+
+    assert made.wait(10)
+    threads.close()

@@ -191,6 +191,14 @@ class _Commands(click.Group):
 def _unexpected(error: Exception) -> UnskewError:
     """Return the error for one that nobody expected, and print where it came from."""
     traceback.print_exc()
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, MemoryError):
+        cause = cause.__cause__
+    if cause is not None:
+        return UnskewError(
+            f"there is not enough memory: {str(cause) or 'the system gives no more'}; give this process more, and start "
+            "it again"
+        )
     return UnskewError(
         f"unexpected {type(error).__name__}: {error}; this is a fault of unskew: report it with the lines above"
     )

@@ -63,8 +63,14 @@ class Aside:
                 self._changed.notify()
             while len(self._threads) < N_THREADS:
                 thread = threading.Thread(target=self._work, name="unskew-aside", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:
+                    # The host has no memory for it, or allows no more; those that are there do the work.
+                    if not self._threads:
+                        raise
+                    break
                 self._threads.append(thread)
-                thread.start()
 
     def at_once(self, call: Callable[[], None]) -> None:
         """Let another thread make a call as soon as those before it are made."""

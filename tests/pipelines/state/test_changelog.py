@@ -444,6 +444,69 @@ def test_a_base_is_given_up_when_the_process_ends(tmp_path, bases):
     logs.close()
 
 
+@pytest.mark.parametrize("harm", [MemoryError("no room for an array"), OSError("no such file")])
+def test_a_base_that_failed_at_once_is_tried_again(tmp_path, bases, caplog, harm):
+    bases.setattr(module, "SMALL_STATE", 0)
+    made = module.write_base
+    bases.setattr(module, "write_base", _raising(harm))
+    logs = Changelogs(tmp_path)
+    started = _joined_at_once(bases)
+    notes, state = Changelog(logs, COUNT, SHARD, None), ShardState(COUNT, SHARD)
+    for epoch in range(2):
+        events = _some(50 * epoch, 50)
+        state.apply(events, 50 * (epoch + 1) * SECOND)
+        notes.append(events)
+        notes.snapshot(state, 0)
+    bases.setattr(module, "write_base", made)
+    events = _some(100, 50)
+    state.apply(events, 150 * SECOND)
+    notes.append(events)
+    notes.snapshot(state, 0)
+
+    manifest = notes.snapshot(state, 0)
+    logs.close()
+
+    assert manifest.base > 0
+    assert len(started) == 3
+    assert caplog.text.count("lacks memory") == isinstance(harm, MemoryError)
+    assert restored(Changelogs(tmp_path), COUNT, SHARD, manifest)[0].to_bytes() == state.to_bytes()
+
+
+def test_a_thread_that_cannot_be_started_stops_neither_bases_nor_the_end(tmp_path, monkeypatch, caplog):
+    logs, calls = Changelogs(tmp_path), []
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", _raising(RuntimeError("can't start new thread")))
+        assert not logs.aside(lambda: calls.append("refused"))
+    logs.close()
+
+    assert logs.aside(lambda: calls.append("made"))
+    logs.close()
+    assert calls == ["made"]
+    assert "can't start new thread" in caplog.text
+
+
+def _raising(error: Exception) -> Callable[..., None]:
+    def call(*_: object, **__: object) -> None:
+        raise error
+
+    return call
+
+
+def _joined_at_once(monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
+    """Let each thread of a base end before its start returns; return those that were started."""
+    started: list[threading.Thread] = []
+    start = threading.Thread.start
+
+    def start_and_join(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name == "unskew-base":
+            thread.join()
+            started.append(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_and_join)
+    return started
+
+
 def test_a_process_that_stood_still_damages_nothing_of_the_one_that_took_over(tmp_path):
     """It wakes up with files open, and with an epoch to end."""
     taken_over = []

@@ -27,6 +27,7 @@ events that the manifest keeps are written again. Files::
 
 import contextlib
 import io
+import logging
 import os
 import struct
 import threading
@@ -74,6 +75,8 @@ GIVE_UP_S = 0.3
 """How long the end of a run waits for a base that is being made; its thread checks after every piece."""
 
 _HEAD = struct.Struct("<II")
+
+_log = logging.getLogger("unskew.state")
 
 
 class EventsFile(msgspec.Struct, frozen=True):
@@ -170,6 +173,7 @@ class Changelogs:
         self._writer: ThreadPoolExecutor | None = None
         self._turn = threading.Lock()
         self._making: threading.Thread | None = None
+        self._has_lacked_memory = False
         self._sizes: dict[Path, int] = {}
         self._kept: dict[Path, int] = {}
         self.n_kept = 0
@@ -199,13 +203,30 @@ class Changelogs:
             try:
                 make()
                 self.rebases += 1
+            except MemoryError as error:
+                self._lacks_memory(error)
             finally:
                 self._turn.release()
 
         # A daemon: the end of a run does not wait long for it, and the next start removes an unfinished base.
-        self._making = threading.Thread(target=work, name="unskew-base", daemon=True)
-        self._making.start()
+        thread = threading.Thread(target=work, name="unskew-base", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            self._turn.release()
+            self._lacks_memory(error)
+            return False
+        self._making = thread
         return True
+
+    def _lacks_memory(self, error: Exception) -> None:
+        if not self._has_lacked_memory:
+            self._has_lacked_memory = True
+            _log.warning(
+                "this process lacks memory to write a shard's whole state anew (%s); it tries again, and until then its "
+                "events stay on the disk, and a start takes longer; give it more memory",
+                error,
+            )
 
     def note_size(self, folder: Path, n_bytes: int, n_kept: int) -> None:
         self._sizes[folder] = n_bytes
@@ -409,7 +430,10 @@ class Changelog:
         self._roll()
         manifest = self._manifest(state, dropped)
         number = self._files[-1].number
-        self._making = self._all.aside(lambda: self._make_base(manifest, number))
+        # Before its thread begins: that may end at once, and says so here.
+        self._making = True
+        if not self._all.aside(lambda: self._make_base(manifest, number)):
+            self._making = False
 
     def _make_base(self, manifest: Manifest, number: int) -> None:
         try:
