@@ -281,10 +281,17 @@ def test_a_path_that_may_not_be_read_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("is_wrapped", [False, True])
-def test_a_lack_of_memory_is_no_fault_of_the_program(monkeypatch, is_wrapped):
+@pytest.mark.parametrize(
+    ("lack", "said"),
+    [
+        (MemoryError("Unable to allocate 92.8 MiB"), "there is not enough memory: Unable to allocate 92.8 MiB; give"),
+        (MemoryError(), "there is not enough memory: the system gives no more; give"),
+        (RuntimeError("can't start new thread"), "the system starts no more threads: give"),
+    ],
+    ids=["memory", "memory, without words", "threads"],
+)
+def test_a_lack_of_memory_is_no_fault_of_the_program(monkeypatch, lack, said, is_wrapped):
     """The engine of the flow raises an error of its own, from that of the step that failed."""
-
-    lack = MemoryError("Unable to allocate 92.8 MiB")
 
     def check(*_, **__) -> None:
         if is_wrapped:
@@ -295,5 +302,5 @@ def test_a_lack_of_memory_is_no_fault_of_the_program(monkeypatch, is_wrapped):
     result = invoke("check", ".")
 
     assert result.exit_code == 1
-    assert "error: there is not enough memory: Unable to allocate 92.8 MiB; give this process more" in result.output
+    assert f"error: {said}" in result.output
     assert "fault of unskew" not in result.output

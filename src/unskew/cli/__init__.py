@@ -188,17 +188,26 @@ class _Commands(click.Group):
             raise _Failure(said) from error
 
 
+_NO_THREAD = "can't start new thread"
+"""What Python says then, with no type of its own."""
+
+
 def _unexpected(error: Exception) -> UnskewError:
     """Return the error for one that nobody expected, and print where it came from."""
     traceback.print_exc()
     cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, MemoryError):
+    while cause is not None:
+        if isinstance(cause, MemoryError):
+            return UnskewError(
+                f"there is not enough memory: {str(cause) or 'the system gives no more'}; give this process more, and "
+                "start it again"
+            )
+        if isinstance(cause, RuntimeError) and str(cause) == _NO_THREAD:
+            return UnskewError(
+                "the system starts no more threads: give this process more memory, or allow it more threads, and start "
+                "it again"
+            )
         cause = cause.__cause__
-    if cause is not None:
-        return UnskewError(
-            f"there is not enough memory: {str(cause) or 'the system gives no more'}; give this process more, and start "
-            "it again"
-        )
     return UnskewError(
         f"unexpected {type(error).__name__}: {error}; this is a fault of unskew: report it with the lines above"
     )

@@ -1,12 +1,14 @@
 import os
+import re
 import socket
 import threading
 
 import polars as pl
 import pytest
 
-from unskew.features.definitions.expressions import canonical_sql, check_expression
+from unskew.features.definitions.expressions import canonical_sql, check_expression, how_to_cast
 from unskew.features.errors import DefinitionError
+from unskew.features.types import Type
 
 COLUMNS = {
     "a": pl.Int64(),
@@ -249,3 +251,25 @@ def test_a_value_does_not_depend_on_how_many_rows_its_batch_has(expression):
 def test_an_expression_that_fails_on_what_a_record_may_hold_is_refused(text):
     with pytest.raises(DefinitionError, match="fails on some values, and would fail their whole batch"):
         check_expression(text, {"x": pl.Float64(), "d": pl.Decimal(38, 2)})
+
+
+@pytest.mark.parametrize("to_number", [False, True])
+@pytest.mark.parametrize(
+    "dtype", [pl.Date(), pl.Time(), pl.Datetime("us"), pl.Duration("us"), pl.Decimal(38, 20)], ids=str
+)
+def test_the_cast_that_a_fault_proposes_is_accepted_and_gives_a_type_that_a_feature_has(dtype, to_number):
+    cast = re.sub(r".*?((TRY_)?CAST\()\.\.\.", r"\1c", how_to_cast(dtype, to_number=to_number))
+
+    found = Type.of_values(check_expression(cast, {"c": dtype}).dtype)
+
+    assert found is not None
+    assert found.scalar == "float64" if to_number else found.scalar in {"string", "float64"}
+
+
+def test_a_text_becomes_a_number_by_the_cast_that_a_fault_proposes():
+    assert how_to_cast(pl.String(), to_number=True) == "write TRY_CAST(... AS DOUBLE)"
+    assert check_expression("TRY_CAST(c AS DOUBLE)", {"c": pl.String()}).dtype == pl.Float64()
+
+
+def test_bytes_are_not_to_be_cast():
+    assert how_to_cast(pl.Binary()) == "leave it out, because bytes have no other type"

@@ -161,6 +161,15 @@ def check_expression(
     return Checked(text=text or canonical_polars(tree), expr=found.expr, dtype=dtype, fails=fails)
 
 
+def how_to_cast(dtype: pl.DataType, *, to_number: bool = False) -> str:
+    """Return what to do with a result of a type that no feature has; ``to_number``: only numbers are taken."""
+    if dtype == pl.Binary():
+        return "leave it out, because bytes have no other type"
+    if dtype in {pl.Date(), pl.Time(), pl.Datetime("us")} and not to_number:
+        return "write CAST(... AS VARCHAR)"
+    return "write TRY_CAST(... AS DOUBLE)"
+
+
 def canonical_polars(tree: Any) -> str:
     """Return a Polars expression as JSON with sorted keys and readable lists of literals, without its outer name."""
     while isinstance(tree, dict) and "Alias" in tree:

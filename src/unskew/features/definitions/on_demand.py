@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from unskew.features.definitions.exact import result_type, wide
-from unskew.features.definitions.expressions import Checked, check_expression, parsed, unknown_column
+from unskew.features.definitions.expressions import Checked, check_expression, how_to_cast, parsed, unknown_column
 from unskew.features.definitions.fingerprints import on_demand_fingerprint
 from unskew.features.definitions.slots import (
     Slots,
@@ -101,7 +101,7 @@ def computed(
         raise DefinitionError(f"{text!r} is a duration; {_BETWEEN}")
     dtype = Type.of_values(checked.dtype)
     if dtype is None:
-        raise DefinitionError(f"{text!r} is {checked.dtype}; cast it, for example to DOUBLE")
+        raise DefinitionError(f"{text!r} is {checked.dtype}; {how_to_cast(checked.dtype)}")
     used = set(checked.expr.meta.root_names())
     reads = tuple(name for name in columns if name in used)
     expr = checked.expr if checked.dtype == dtype.polars else checked.expr.cast(dtype.polars)

@@ -11,7 +11,7 @@ import polars as pl
 
 from unskew.features.definitions.agg import OTHER_NAMES, Aggregation, Expression
 from unskew.features.definitions.aggregations import RULES, empty_value, parameters_of, result_type
-from unskew.features.definitions.expressions import Checked, check_expression
+from unskew.features.definitions.expressions import Checked, check_expression, how_to_cast
 from unskew.features.definitions.vocabulary import (
     Derived,
     Entity,
@@ -252,7 +252,7 @@ class Slots:
             return None
         dtype = Type.of_values(checked.dtype)
         if dtype is None:
-            self._fault(f"{place}: expression", f"{checked.text!r} is {checked.dtype}; cast it, for example to DOUBLE")
+            self._fault(f"{place}: expression", f"{checked.text!r} is {checked.dtype}; {how_to_cast(checked.dtype)}")
             return None
         expr = checked.expr.cast(dtype.polars)
         if dtype.scalar == "float64":
@@ -376,7 +376,8 @@ class Slots:
             takes = "int64, float64, bool and decimal" if rule.numbers else "numbers, bool, strings and UTC timestamps"
             self._fault(
                 f"{place}: value",
-                f"{checked.text!r} is {checked.dtype}; {aggregation.function} takes {takes}, so cast it, for example to DOUBLE",
+                f"{checked.text!r} is {checked.dtype}; {aggregation.function} takes {takes}, so "
+                f"{how_to_cast(checked.dtype, to_number=rule.numbers)}",
             )
             return None
         return self._number_value(checked, dtype)
