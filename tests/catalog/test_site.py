@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlencode
@@ -17,7 +16,7 @@ import pytest
 
 from tests.catalog.test_pages import Page
 from tests.serving.test_http import STAYS, Server, fill, serving
-from tests.support.servers.valkey import Valkey
+from tests.support.servers.valkey import Valkey, wait_until
 from tests.support.typed import AWKWARD, FULL, NAMES
 from unskew import FeatureStore
 from unskew.catalog.figures import FigureFiles
@@ -275,11 +274,7 @@ def test_a_page_says_that_redis_is_away_and_comes_back_with_it(tmp_path):
         assert asked(server, "/catalog.css")[0].status == 200
         redis.start()
         fill(redis.url)
-        for _ in range(100):
-            if asked(server, "/")[0].status == 200:
-                break
-            time.sleep(0.1)
-        assert asked(server, "/")[0].status == 200
+        wait_until(lambda: asked(server, "/")[0].status == 200, "the page is there again")
 
 
 @pytest.mark.parametrize(

@@ -388,7 +388,7 @@ def test_an_archive_that_is_published_after_the_log_is_waited_for(stored):
 
     thread = threading.Thread(target=follow)
     thread.start()
-    report = run(stored, patience_s=20)
+    report = run(stored, patience_s=60)
     thread.join()
 
     assert report.difference is None

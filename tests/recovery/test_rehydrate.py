@@ -107,12 +107,13 @@ def test_a_running_pipeline_writes_all_its_values_again_when_asked(bench: Bench,
         wait_until(lambda: len(_value_keys(redis_client, live)) > 10, "there are values", within_s=60)
         removed = redis_client.delete(*_value_keys(redis_client, live))
         asking.start()
-        for number in range(60, 200):
+        for number in range(60, len(RECORDS)):
             # Few of the values change by these records.
             bench.append(topic, RECORDS[number : number + 1])
             asking.join(0.1)
             if done:
                 break
+        asking.join(60)
     finally:
         stop.set()
         pipeline.join()

@@ -334,7 +334,7 @@ def test_rows_are_encoded_by_another_thread_while_the_epoch_goes_on(tmp_path):
     table = StagedTable(tmp_path, "p0", saved=None, aside=aside, **arguments)
     count = parquet.AHEAD_CELLS // 2
     table.append(of_one_day(range(count)))
-    assert encoded.wait(30)
+    assert encoded.wait(60)
     table.append(of_one_day(range(count, count + 3)))
     table.snapshot()
     table.settle()

@@ -11,7 +11,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -63,7 +62,8 @@ class Server:
         self.process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
         assert self.process.stderr is not None
         self.said = self.process.stderr.readline()
-        for _ in range(200):
+        until_s = time.monotonic() + 60
+        while time.monotonic() < until_s:
             with contextlib.suppress(OSError):
                 self.get("/health")
                 return
@@ -450,7 +450,7 @@ def test_a_frozen_redis_is_given_up_by_all_requests_at_once(tmp_path):
     with Valkey(tmp_path / "one") as redis:
         fill(redis.url)
         body = {"entities": {"user": ["u7"], "hotel": [1]}, "features": ["stays:nights"]}
-        with serving(redis.url, "--timeout", "200ms") as server:
+        with serving(redis.url, "--timeout", "2s") as server:
             assert server.post(body)[0] == 200
             with redis.paused():
                 began = time.monotonic()
@@ -459,7 +459,7 @@ def test_a_frozen_redis_is_given_up_by_all_requests_at_once(tmp_path):
                 took = time.monotonic() - began
             assert codes == [503] * 24
             # One after the other, they would take 24 times the time-out and more.
-            assert took < 24 * 0.2
+            assert took < 24 * 2
             assert server.post(body)[0] == 200
             assert "unskew_redis_errors_total 24.0" in server.get("/metrics")[1]
 
@@ -596,16 +596,16 @@ def test_requests_that_were_begun_come_to_their_end_when_the_server_is_stopped(s
         server = Server(redis.url, "--timeout", "20s")
         body = {"entities": {"user": ["u7"], "hotel": [1]}, "features": ["stays:nights"]}
         server.post(body)
-        found: list[int] = []
-        with redis.paused():
-            asking = threading.Thread(target=lambda: found.append(server.post(body)[0]))
-            asking.start()
-            time.sleep(0.3)
-            server.process.send_signal(signal.SIGTERM)
-            time.sleep(0.3)
-        asking.join(20)
-        assert found == [200]
-        assert server.process.wait(20) == 0
+        with contextlib.closing(server.connection(60.0)) as asking:
+            with redis.paused():
+                asking.request("POST", "/get-online-features", json.dumps(body).encode())
+                # With the second answer, the server has read all that came before it was asked for the first.
+                for _ in range(2):
+                    assert server.get("/health")[0] == 200
+                server.process.send_signal(signal.SIGTERM)
+                time.sleep(0.3)
+            assert asking.getresponse().status == 200
+        assert server.process.wait(60) == 0
         assert server.process.stderr is not None
         assert server.process.stderr.read() == ""
         server.process.stderr.close()

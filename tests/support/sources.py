@@ -33,7 +33,7 @@ class Topic:
         for ms in after_noon_ms:
             self._producer.produce(self.name, value, key=b"key", partition=partition, timestamp=NOON_MS + ms)
             self._producer.poll(0)
-        assert self._producer.flush(10) == 0
+        assert self._producer.flush(60) == 0
 
     def committed(self, group, partition):
         consumer = Consumer({"bootstrap.servers": self.bootstrap, "group.id": group, "log_level": 2})
@@ -58,7 +58,7 @@ def clock_of(present):
     return HostClock(present, present)
 
 
-def polls(source, until, within_s=10.0):
+def polls(source, until, within_s=60.0):
     """Items in the order they come, until ``until`` of them is true or all partitions have ended."""
     items = []
     running = dict(source.parts)

@@ -175,7 +175,7 @@ def test_a_text_that_names_a_file_or_a_server_is_refused_before_anything_is_open
             # Whoever opens the pipe waits in vain for a writer.
             reader = threading.Thread(target=check, daemon=True)
             reader.start()
-            reader.join(5)
+            reader.join(60)
             with pytest.raises(OSError, match="No such device"):
                 os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)  # no reader has it open
             with pytest.raises(BlockingIOError):

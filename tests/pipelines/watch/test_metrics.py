@@ -24,6 +24,7 @@ from unskew.features.rejection import KINDS
 from unskew.pipelines.deployment import Deployment
 from unskew.pipelines.progress import DURATION_BOUNDS_S, Epochs
 from unskew.pipelines.run import run
+from unskew.pipelines.watch import endpoint
 from unskew.pipelines.watch.running import Status
 
 RECORDS = history(400, seed=11)
@@ -107,7 +108,7 @@ class Live:
 
     def end(self) -> Status:
         self.stop.set()
-        self._thread.join(60)
+        self._thread.join(120)
         if self.error is not None:
             raise self.error
         return self.statuses[0]
@@ -279,7 +280,8 @@ def test_a_port_in_use_is_refused_with_what_to_do_and_nothing_is_written(bench: 
     assert not deployment.log.exists()
 
 
-def test_nothing_listens_and_no_thread_is_left_after_the_end(bench: Bench) -> None:
+def test_nothing_listens_and_no_thread_is_left_after_the_end(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint._Handler, "timeout", 300.0)
     topic = bench.produce(RECORDS[:50])
     with live(bench, topic) as pipeline:
         pipeline.until(lambda: get(pipeline.port, "/ready")[0] == 200)
@@ -289,7 +291,7 @@ def test_nothing_listens_and_no_thread_is_left_after_the_end(bench: Bench) -> No
             pipeline.end()
             took_s = time.monotonic() - began_s
 
-    assert took_s < 8
+    assert took_s < 60
     assert "unskew-metrics" not in {thread.name for thread in threading.enumerate()}
     with pytest.raises(ConnectionRefusedError):
         get(pipeline.port, "/health")

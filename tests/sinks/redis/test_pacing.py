@@ -23,7 +23,7 @@ class Wire:
         self.threads: list[str] = []
 
     def bring(self, batch: Batch, now_us: int) -> None:  # noqa: ARG002
-        assert self.open.wait(10)
+        assert self.open.wait(60)
         if self.fails:
             raise OSError("cable pulled")
         [place] = batch.places.values()

@@ -21,7 +21,7 @@ from redis.retry import Retry
 from unskew.demo.embedded import _valkey_path
 from unskew.features.errors import StoreUnavailable
 
-WITHIN_S = 30.0
+WITHIN_S = 60.0
 N_SLOTS = 16384
 # A master does not wait for more replicas to ask for its data.
 _QUICK = {"repl-diskless-sync-delay": 0}
