@@ -130,16 +130,20 @@ def test_calls_of_short_epochs_wait_for_a_part_of_an_epoch_only(monkeypatch):
     made.close()
 
 
-def test_threads_that_cannot_be_started_leave_their_work_to_those_that_are_there(threads, monkeypatch):
-    made, start = threading.Event(), threading.Thread.start
+def test_threads_that_cannot_be_started_leave_their_work_to_those_that_are_there(monkeypatch):
+    done, start = threading.Event(), threading.Thread.start
+    started = []
 
     def start_one(thread: threading.Thread) -> None:
-        if any(other.name == "unskew-aside" for other in threading.enumerate()):
+        if started:
             raise RuntimeError("can't start new thread")
+        started.append(thread)
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", start_one)
-    threads.soon(made.set)
+    made = Aside(0.2)
+    made.soon(done.set)
 
-    assert made.wait(10)
-    threads.close()
+    assert done.wait(WITHIN_S)
+    made.close()
+    assert len(started) == 1 < aside.N_THREADS
