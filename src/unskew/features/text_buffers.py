@@ -1,6 +1,6 @@
-"""Batches of keys, or other texts, in Arrow's layout, and their hash.
+"""Numbers and texts in Arrow's layout, and the hash of texts.
 
-The hash finds them in tables and chooses their shard.
+The hash finds keys in tables and chooses their shard.
 """
 
 from collections.abc import Sequence
@@ -27,6 +27,14 @@ def read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     shown = array.view()
     shown.flags.writeable = False
     return shown
+
+
+def arrow(numbers: npt.NDArray[Any]) -> pa.Array:
+    """Return numbers or flags as an Arrow array.
+
+    Polars makes it: ``pyarrow.array`` imports pandas, where there is one, which takes most of a second.
+    """
+    return pl.Series(numbers).to_arrow()
 
 
 class Keys(NamedTuple):

@@ -304,7 +304,8 @@ def _numbers(path: Path, column: str) -> tuple[int, int] | None:
                 continue
             if batch.column(0).null_count:
                 return None
-            values = batch.column(0).to_numpy()
+            # Arrow's own ``to_numpy`` imports pandas, where there is one, which takes most of a second.
+            values = pl.Series(batch.column(0)).to_numpy()
             if not (np.diff(values) > 0).all() or (last is not None and values[0] <= last):
                 return None
             first, last = int(values[0]) if first is None else first, int(values[-1])

@@ -11,6 +11,7 @@ from unskew.features.jit import compiled
 from unskew.features.kernel import words as w
 from unskew.features.kernel.directory import Directory
 from unskew.features.plan import FeaturePlan
+from unskew.features.text_buffers import arrow
 from unskew.features.types import MAP_KEY, MAP_VALUE, Type
 
 Ints = npt.NDArray[np.int64]
@@ -113,7 +114,7 @@ def _spread(held: pl.Series, present: Bools) -> pl.Series:
 def _decimals(units: Ints, present: Bools, scale: int) -> pa.Array:
     """Return units of the last digit as decimals: 128 bits each, the upper half all sign."""
     wide = np.stack((units, units >> 63), axis=1)
-    mask = None if present.all() else pa.array(present).buffers()[1]
+    mask = None if present.all() else arrow(present).buffers()[1]
     return pa.Array.from_buffers(pa.decimal128(38, scale), len(units), [mask, pa.py_buffer(wide.tobytes())])
 
 
@@ -146,7 +147,5 @@ def _nested(
         flat = pl.DataFrame([_texts(MAP_KEY, items[0], texts), flat]).to_struct("")
     # As Polars holds texts, else they would be copied twice.
     array = flat.to_arrow(compat_level=pl.CompatLevel.newest())
-    lists = pa.LargeListArray.from_arrays(
-        pa.array(ends, pa.int64()), array, mask=None if present.all() else pa.array(~present)
-    )
+    lists = pa.LargeListArray.from_arrays(arrow(ends), array, mask=None if present.all() else arrow(~present))
     return pl.Series(feature.name, lists, feature.dtype.polars)

@@ -11,6 +11,7 @@ import pyarrow as pa
 from unskew.features.definitions.avro_schema import TIMESTAMP
 from unskew.features.jit import allocating
 from unskew.features.rejection import Kind, Rejection
+from unskew.features.text_buffers import arrow
 from unskew.features.time import DAY_US, MAX_INSTANT_US, MIN_INSTANT_US
 
 # Years 1 to 9999, which common tools can show.
@@ -128,7 +129,7 @@ def _decimals(unscaled: pl.Series, scale: int, refusals: Refusals) -> pl.Series:
         present & fits & ~narrow, "range", lambda _: f"{unscaled.name} is beyond 2^63 - 1 units of its last digit"
     )
     fits &= narrow
-    validity = pa.array(present & fits).buffers()[1]
+    validity = arrow(present & fits).buffers()[1]
     column = pa.Array.from_buffers(pa.decimal128(_DIGITS, scale), len(array), [validity, pa.py_buffer(words)])
     return pl.Series(unscaled.name, column)
 

@@ -87,7 +87,7 @@ class Ahead:
             self._end_file()
         rows = piece.content.to_arrow()
         if self._encodings is None:
-            self._encodings = encodings(_in_parquet(rows.schema))
+            self._encodings = encodings(_in_parquet(rows))
         if self._open is None:
             self._open = _Growing(piece, rows.schema.with_metadata(dict(self._metadata)), self._encodings)
         self._open.add(piece.last, rows)
@@ -124,8 +124,9 @@ class _Growing:
         return Piece(self.day, self._first, self._last, checksum.seal(self._bytes.getvalue()))
 
 
-def _in_parquet(schema: pa.Schema) -> Any:
-    """Return a schema as that of a Parquet file."""
+def _in_parquet(rows: pa.Table) -> Any:
+    """Return the schema that a Parquet file of these rows has."""
+    # No ``empty_table``: Arrow would import pandas for it, where there is one, which takes most of a second.
     empty = io.BytesIO()
-    pq.write_table(schema.empty_table(), empty)
+    pq.write_table(rows.slice(0, 0), empty)
     return pq.read_metadata(empty).schema
