@@ -29,9 +29,11 @@ def read(outcome: Outcome, reader: OnlineReader | None = None) -> list[Any]:
     return found
 
 
-def run_with(bench: Bench, topic: str, redis_url: str, at_step: int, action: Callable[[], None]) -> Outcome:
+def run_with(
+    bench: Bench, topic: str, redis_url: str, at_step: int, action: Callable[[], None], once: Callable[[], bool]
+) -> Outcome:
     outcome = Outcome(plan(topic), bench.deployment(redis_url=redis_url, poll_records=20))
-    run(outcome.plan, outcome.deployment, stop=Calling(at_step, action))  # type: ignore[arg-type]
+    run(outcome.plan, outcome.deployment, stop=Calling(at_step, action, once))  # type: ignore[arg-type]
     return outcome
 
 
@@ -40,14 +42,17 @@ def test_a_cluster_whose_slots_move_meanwhile_serves_what_one_server_does(bench:
     one = bench.run(topic)
     moves: list[tuple[int, Valkey]] = []
 
-    def move() -> None:
+    def slots() -> set[int]:
         keys = [*cluster.nodes[0].client.keys("test-run1:by_*"), clock_key("test-run1", "main").encode()]
-        for slot in sorted({slot_of(key.decode()) for key in keys}):
+        return {slot_of(key.decode()) for key in keys}
+
+    def move() -> None:
+        for slot in sorted(slots()):
             home = cluster.owner_of(slot)
             moves.append((slot, home))
             cluster.move(slot, next(node for node in cluster.masters if node is not home))
 
-    several = run_with(bench, topic, cluster.url, 30, move)
+    several = run_with(bench, topic, cluster.url, 30, move, lambda: len(slots()) > 1)
 
     assert several.deployment.prefix == "test-run1"
     assert len(moves) > 1
@@ -72,7 +77,7 @@ def test_a_master_that_dies_during_a_run_is_followed_by_its_replica_for_writer_a
             assert set(reader.views()) == {"by_user", "by_item"}
             master.kill()
 
-        followed = run_with(bench, topic, sentinel.url, 30, die)
+        followed = run_with(bench, topic, sentinel.url, 30, die, lambda: bool(master.client.keys("test-run1:by_user*")))
 
         assert sentinel.master_port() == replica.port
         assert followed.deployment.prefix == "test-run1"

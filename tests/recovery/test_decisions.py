@@ -13,6 +13,8 @@ from tests.support.pipeline import SCHEMA, Bench, Outcome, entities, expected_lo
 from tests.support.schema_registry import Registry
 from unskew.features.plan import Plan
 from unskew.pipelines.run import run
+from unskew.pipelines.state.folder import JOURNAL
+from unskew.pipelines.state.journal import Fact, Placed, Refused, _parse
 
 VIEWS = ["by_user", "by_item"]
 RECORDS = [record for record in history(120, seed=21) if record.raw is None]
@@ -27,6 +29,12 @@ def registry() -> Iterator[Registry]:
 
 def _break_off() -> None:
     raise BrokenOff
+
+
+def _decided(outcome: Outcome) -> list[Fact]:
+    """What the journal holds of the decisions of a run that goes on."""
+    paths = list((outcome.deployment.state / JOURNAL).glob("*.journal"))
+    return [fact for path in paths for fact in _parse(path, path.read_bytes())[1]]
 
 
 def _live(definitions: Plan, settle_us: int) -> Plan:
@@ -50,8 +58,12 @@ def test_a_record_whose_schema_was_unknown_stays_a_dead_letter_and_one_that_come
     outcome = Outcome(plan(bench.produce(RECORDS)), bench.deployment(epoch_s=1000.0, poll_records=6))
     outcome.deployment = replace(outcome.deployment, schema_registry=f"http://{registry.address}")
 
+    def some_are_refused() -> bool:
+        runs = [run for fact in _decided(outcome) if isinstance(fact, Refused) for run in fact.runs]
+        return sum(last + 1 - first for first, last in runs) > 5
+
     with pytest.raises(BrokenOff):
-        run(outcome.plan, outcome.deployment, stop=Calling(30, _break_off))  # type: ignore[arg-type]
+        run(outcome.plan, outcome.deployment, stop=Calling(1, _break_off, some_are_refused))  # type: ignore[arg-type]
     shown = redis_client.keys(f"{outcome.deployment.prefix}:by_*")
     registry.put(7, SCHEMA)
     run(outcome.plan, outcome.deployment, stop=threading.Event())
@@ -78,8 +90,13 @@ def test_a_record_that_was_read_is_read_again_though_the_registry_does_not_know_
     outcome = Outcome(plan(bench.produce(RECORDS)), bench.deployment(epoch_s=1000.0, poll_records=6))
     outcome.deployment = replace(outcome.deployment, schema_registry=f"http://{registry.address}")
     registry.put(7, SCHEMA)
+
+    def all_have_some() -> bool:
+        placed = [fact for fact in _decided(outcome) if isinstance(fact, Placed)]
+        return len({fact.place for fact in placed if fact.next > fact.begins}) == 4
+
     with pytest.raises(BrokenOff):
-        run(outcome.plan, outcome.deployment, stop=Calling(25, _break_off))  # type: ignore[arg-type]
+        run(outcome.plan, outcome.deployment, stop=Calling(1, _break_off, all_have_some))  # type: ignore[arg-type]
 
     # A follower that lags for longer than an unknown id may hold up the flow.
     registry.failures, registry.status = 4, 404

@@ -107,7 +107,7 @@ def test_a_running_pipeline_that_is_replaced_stops(bench: Bench, redis_client: "
         redis_client.client_kill_filter(_type="normal", skipme=True)
 
     with pytest.raises(LayoutError, match="belong to the state another"):
-        run(outcome.plan, outcome.deployment, stop=Calling(20, take))  # type: ignore[arg-type]
+        run(outcome.plan, outcome.deployment, stop=Calling(20, take, lambda: redis_client.hlen(key)))  # type: ignore[arg-type]
 
 
 def test_of_two_that_claim_at_the_same_time_one_gets_all_it_asked_for_or_is_refused(

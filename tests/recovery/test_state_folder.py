@@ -32,15 +32,22 @@ class BrokenOff(UnskewError):
 
 
 class Calling:
-    """A stop flag that never stops and does something of its own when it has been asked ``n`` times."""
+    """A stop flag that never stops and does something of its own when it is asked for the ``n``-th time, or later.
 
-    def __init__(self, n: int, action: Callable[[], None]) -> None:
+    How far the run is by then depends on how fast the broker is, and on whether the kernel is compiled; ``once`` says
+    what must have happened first.
+    """
+
+    def __init__(self, n: int, action: Callable[[], None], once: Callable[[], Any] = lambda: True) -> None:
         self._left = n
         self._action = action
+        self._once = once
+        self._is_done = False
 
     def is_set(self) -> bool:
         self._left -= 1
-        if self._left == 0:
+        if self._left <= 0 and not self._is_done and self._once():
+            self._is_done = True
             self._action()
         return False
 
