@@ -204,8 +204,8 @@ def last_of(rows: Iterable[list[Any]]) -> Values:
     return {key: (int(row[2]), float(row[3]), float(row[4])) for key, row in latest.items()}
 
 
-def measure_unskew(broker: EmbeddedBroker, kind: str, events: pl.DataFrame, run: str) -> Result:
-    topic = f"unskew-{kind}-{run}"
+def measure_unskew(broker: EmbeddedBroker, kind: str, events: pl.DataFrame, name: str) -> Result:
+    topic = f"unskew-{kind}-{name}"
     produce(broker, topic, events)
     with EmbeddedRedis() as server, tempfile.TemporaryDirectory() as folder:
         task = {

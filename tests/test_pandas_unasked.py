@@ -1,5 +1,6 @@
-"""Nothing imports pandas unless a caller gives or wants its frames: to import it takes most of a second, and memory.
+"""No pipeline, read, audit or compaction imports pandas unless a caller gives or wants its frames.
 
+To import it takes most of a second, and memory.
 Arrow imports it by itself, where there is one, to make arrays of what is not Arrow's, or numpy's of its own.
 """
 
