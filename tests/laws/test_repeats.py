@@ -170,7 +170,7 @@ def test_entities_and_ids_are_forgotten_when_the_clock_has_passed():
     assert (len(repeats), repeats.n_entities, len(repeats._ids)) == (0, 0, 0)
     # 200,000 ids have come: the arrays have room for those of a few steps.
     assert max(remembered) < 100_000
-    assert not repeats.knows(Keys.of(pl.Series([f"user {start}"]))).any()
+    assert repeats.entities.find(Keys.of(pl.Series([f"user {start}"]))).tolist() == [-1]
 
 
 def test_damaged_bytes_and_those_of_another_shard_or_definition_are_refused():

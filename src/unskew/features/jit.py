@@ -8,6 +8,7 @@ from llvmlite import ir
 from numba import njit, typeof, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
 
 from unskew.features.jit_cache import FunctionCache
 
@@ -122,6 +123,25 @@ def _load_word(_typing: Any, array: Any, index: Any) -> Any:
     return types.uint64(array, index), generate
 
 
+def _array_at(_typing: Any, address: Any, shape: Any, like: Any) -> Any:
+    """Return the array of a shape, a tuple, that lies at an address; its elements are as those of ``like``."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = signature.return_type
+        made = context.make_array(kind)(context, builder)
+        extents = cgutils.unpack_tuple(builder, arguments[1], kind.ndim)
+        size = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(kind.dtype)))
+        strides = [size]
+        for extent in reversed(extents[1:]):
+            strides.insert(0, builder.mul(strides[0], extent))
+        data = builder.inttoptr(arguments[0], made.data.type)
+        populate_array(made, data=data, shape=extents, strides=strides, itemsize=size, meminfo=None)
+        return made._getvalue()  # noqa: SLF001 - numba's own way to the value of a structure
+
+    return types.Array(like.dtype, len(shape), "C")(address, shape, like), generate
+
+
 prefetch: Any = intrinsic(_prefetch)
 prefetch_item: Any = intrinsic(_prefetch_item)
 load_word: Any = intrinsic(_load_word)
+array_at: Any = intrinsic(_array_at)

@@ -193,8 +193,15 @@ class ShardState:
 
     def holds(self, keys: Keys) -> npt.NDArray[np.bool_]:
         """Return, for each entity, whether it has anything here; a running session counts."""
-        held: npt.NDArray[np.bool_] = self.directory.find(keys) >= 0
-        return held if self._sessions is None else held | self._sessions.holds(keys)
+        held = np.zeros(len(keys.offsets) - 1, np.bool_)
+        for directory in self.directories:
+            held |= directory.find(keys) >= 0
+        return held
+
+    @property
+    def directories(self) -> list[Directory]:
+        """The directories that together have all entities of which anything is here; always the same ones."""
+        return [self.directory] if self._sessions is None else [self.directory, *self._sessions.directories]
 
     @property
     def n_tiles(self) -> int:

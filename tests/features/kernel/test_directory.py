@@ -1,5 +1,8 @@
 """The key directory against a dict."""
 
+import subprocess
+import sys
+
 import numpy as np
 import polars as pl
 import pytest
@@ -7,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.histories import laws
-from unskew.features.kernel.directory import D_SEED, R_HASH, Directory, remove_rows
+from unskew.features.kernel.directory import D_SEED, R_HASH, Directories, Directory, remove_rows
 from unskew.features.text_buffers import Keys
 
 KEYS = st.lists(st.one_of(st.integers(0, 400).map(str), st.text(max_size=12)), max_size=150)
@@ -33,6 +36,37 @@ def test_a_key_keeps_its_row_until_it_is_removed_and_no_two_share_one(steps: lis
         assert (directory.find(_keys(gone)) == -1).all()
         assert directory.find(_keys(list(model))).tolist() == list(model.values())
         assert directory.gather(directory.rows()).to_series("key").to_list() == sorted(model, key=model.__getitem__)
+
+
+@laws(max_examples=60)
+@given(
+    st.lists(st.integers(1, 3), min_size=1, max_size=6),
+    st.lists(st.tuples(st.integers(0, 30), KEYS, st.randoms(use_true_random=False)), max_size=8),
+    KEYS,
+)
+def test_keys_are_found_in_the_first_of_the_other_groups(sizes: list[int], steps: list, asked: list[str]) -> None:  # type: ignore[type-arg]
+    """Directories grow, lose keys and get them again after they were put together."""
+    groups = [[Directory() for _ in range(size)] for size in sizes]
+    together = Directories(groups)
+    flat = [(number, directory) for number, group in enumerate(groups) for directory in group]
+    model: list[set[str]] = [set() for _ in flat]
+    for place, texts, random in steps:
+        held, (_, directory) = model[place % len(flat)], flat[place % len(flat)]
+        directory.insert(_keys(texts))
+        held.update(texts)
+        gone = [text for text in held if random.random() < 0.3]
+        if gone:
+            remove_rows(directory.arrays, directory.find(_keys(gone)))
+        held.difference_update(gone)
+
+        for own in range(len(groups)):
+            expected = []
+            for text in asked:
+                where = [
+                    number for (number, _), held in zip(flat, model, strict=True) if text in held and number != own
+                ]
+                expected.append(min(where, default=-1))
+            assert together.other_than(own, _keys(asked)).tolist() == expected
 
 
 def test_churn_of_keys_does_not_grow_the_directory() -> None:
@@ -61,11 +95,11 @@ def _same_home(directory: Directory, count: int) -> list[str]:
     return [f"hostile-key-{number}" for number in np.flatnonzero(near)[:count]]
 
 
-def test_keys_made_to_collide_in_one_directory_do_not_collide_in_another() -> None:
-    guessed = Directory()
-    hostile = _same_home(guessed, 800)
+def test_keys_made_to_collide_in_one_process_do_not_collide_in_another() -> None:
+    hostile = _same_home(Directory(), 800)
     knowing, unknowing = Directory(), Directory()
-    knowing.arrays.scalars[D_SEED] = guessed.arrays.scalars[D_SEED]
+    there = "from unskew.features.kernel.directory import D_SEED, Directory; print(Directory().arrays.scalars[D_SEED])"
+    unknowing.arrays.scalars[D_SEED] = int(subprocess.check_output([sys.executable, "-c", there]))
     for directory in (knowing, unknowing):
         directory.reserve(3500, 100_000)
         directory.insert(_keys(hostile))

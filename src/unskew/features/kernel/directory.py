@@ -8,13 +8,14 @@ Keys are compared as a whole, so two entities never share a row. A freed row is 
 """
 
 import secrets
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from numba import uint64
 
-from unskew.features.jit import compiled, inlined, inner, load_word, prefetch, prefetch_item
+from unskew.features.jit import array_at, compiled, inlined, inner, load_word, prefetch, prefetch_item
 from unskew.features.text_buffers import Keys, read_only
 
 EMPTY = -1
@@ -23,6 +24,8 @@ D_ROWS, D_HIGH, D_FREE, D_POOL, D_GARBAGE, D_SEED, N_SCALARS = range(7)
 # Columns of ``records``: the hash of the row's key, its length (-1 if the row is free), its place in the pool, and its
 # first eight bytes.
 R_HASH, R_LENGTH, R_START, R_HEAD, N_R_COLUMNS = range(5)
+# Where a directory's arrays lie: the addresses and the lengths of its slots, its records and its pool.
+P_SLOTS, P_N_SLOTS, P_RECORDS, P_N_RECORDS, P_POOL, P_N_POOL, N_PLACES = range(7)
 HEAD_BYTES = 8
 _MIN_CAPACITY = 64
 _MIN_POOL = 1024
@@ -30,6 +33,8 @@ _ROW_BITS = 32
 _ROW_MASK = (1 << _ROW_BITS) - 1
 # How many keys ahead memory is prefetched: first the slot, then, once that is there, the record.
 _SLOT_AHEAD, _RECORD_AHEAD = 32, 16
+# All directories of a process have one, so that a key is hashed once to be looked for in many of them.
+_SEED = secrets.randbits(63)
 
 
 class Arrays(NamedTuple):
@@ -75,8 +80,8 @@ def _mixed(word):
 def _hash(seed, data, start, stop):
     """Hash a key word by word.
 
-    It is the directory's own, because it shows nowhere: rows are numbered in the order in which keys come. So each
-    directory has a seed that nobody knows, and keys that were made to collide do not.
+    It is the directory's own, because it shows nowhere: rows are numbered in the order in which keys come. So it has
+    a seed that nobody knows, and keys that were made to collide do not.
     """
     value = _mixed(uint64(seed) ^ uint64(stop - start))
     for place in range(start, stop, HEAD_BYTES):
@@ -158,6 +163,37 @@ def find_rows(arrays, offsets, data, hashes, out):
     for index in range(len(offsets) - 1):
         _look_ahead(arrays, offsets, data, hashes, index)
         out[index] = _row_at(arrays, _find(arrays, hashes[index], data, offsets[index], offsets[index + 1]))
+
+
+@compiled()
+def find_among(places, groups, own, scalars, offsets, data, hashes, out):
+    """Write for every key the group of the first directory that has it, or -1, leaving out those of group ``own``.
+
+    ``places``: the address of each directory's ``place``; they have one seed, as in ``scalars``. ``groups``: each
+    directory's group. ``hashes`` is space.
+    """
+    n_keys = len(offsets) - 1
+    for index in range(n_keys):
+        hashes[index] = _hash(scalars[D_SEED], data, offsets[index], offsets[index + 1])
+        out[index] = EMPTY
+    for number in range(len(places)):
+        if groups[number] == own:
+            continue
+        place = array_at(places[number], (N_PLACES,), places)
+        arrays = Arrays(
+            scalars,
+            array_at(place[P_SLOTS], (place[P_N_SLOTS],), places),
+            array_at(place[P_RECORDS], (place[P_N_RECORDS], N_R_COLUMNS), places),
+            out,
+            array_at(place[P_POOL], (place[P_N_POOL],), data),
+        )
+        for index in range(n_keys):
+            if index + _SLOT_AHEAD < n_keys:
+                prefetch_item(arrays.slots, _home(arrays.slots, hashes[index + _SLOT_AHEAD]))
+            if out[index] == EMPTY:
+                slot = _find(arrays, hashes[index], data, offsets[index], offsets[index + 1])
+                if arrays.slots[slot] != EMPTY:
+                    out[index] = groups[number]
 
 
 @inlined()
@@ -360,7 +396,17 @@ class Directory:
             free=np.zeros(_MIN_CAPACITY, np.int32),
             pool=np.zeros(_MIN_POOL, np.uint8),
         )
-        self.arrays.scalars[D_SEED] = secrets.randbits(63)
+        self.arrays.scalars[D_SEED] = _SEED
+        self.place = np.empty(N_PLACES, np.int64)
+        self._note_place()
+
+    def _note_place(self) -> None:
+        arrays = self.arrays
+        self.place[:] = [
+            number
+            for array in (arrays.slots, arrays.records, arrays.pool)
+            for number in (array.ctypes.data, len(array))
+        ]
 
     @property
     def capacity(self) -> int:
@@ -417,7 +463,8 @@ class Directory:
 
     def reserve(self, n_keys: int, n_bytes: int) -> None:
         """Make room for that many more keys with that many bytes in total."""
-        scalars = self.arrays.scalars
+        before = self.arrays
+        scalars = before.scalars
         needed = int(scalars[D_HIGH]) + max(0, n_keys - int(scalars[D_FREE]))
         if needed > self.capacity:
             capacity = max(2 * self.capacity, needed)
@@ -435,3 +482,27 @@ class Directory:
             pool = np.empty(max(_MIN_POOL, 2 * (live + n_bytes)), np.uint8)
             _repack(self.arrays, pool)
             self.arrays = self.arrays._replace(pool=pool)
+        if self.arrays is not before:
+            self._note_place()
+
+
+class Directories:
+    """Many directories in groups, to find out which of them have a key.
+
+    Only the thread that changes the directories may ask.
+    """
+
+    def __init__(self, groups: Sequence[Sequence[Directory]]) -> None:
+        self._held = [directory for group in groups for directory in group]
+        self._places = np.array([directory.place.ctypes.data for directory in self._held], np.int64)
+        self._groups = np.repeat(np.arange(len(groups), dtype=np.int32), [len(group) for group in groups])
+
+    def other_than(self, own: int, keys: Keys) -> npt.NDArray[np.int32]:
+        """Return for each key the number of the first group that has it, apart from group ``own``; -1 if none does."""
+        found = np.empty(len(keys.offsets) - 1, np.int32)
+        hashes = np.empty(len(found), np.uint64)
+        scalars = self._held[0].arrays.scalars
+        find_among(
+            self._places, self._groups, own, scalars, read_only(keys.offsets), read_only(keys.data), hashes, found
+        )
+        return found

@@ -130,8 +130,9 @@ class Repeats:
         self._view = view
         self._shard = shard
         self._within_us = view.stream.dedupe_within_us
-        self._entities = Directory()
-        self._held = np.zeros(self._entities.capacity, np.int64)
+        self.entities = Directory()
+        """The entities of which an event is remembered; always the same directory."""
+        self._held = np.zeros(self.entities.capacity, np.int64)
         self._ids = Directory()
         self._queue = _new_queue(_MIN_QUEUE)
 
@@ -142,11 +143,7 @@ class Repeats:
     @property
     def n_entities(self) -> int:
         """The number of entities that have a remembered event."""
-        return len(self._entities)
-
-    def knows(self, keys: Keys) -> npt.NDArray[np.bool_]:
-        """Return, for each entity, whether an event of it is remembered."""
-        return self._entities.find(keys) >= 0
+        return len(self.entities)
 
     def drop(self, events: pl.DataFrame | None, clock_us: int) -> pl.DataFrame | None:
         """Return the events without repeats; then forget the events that can no longer cause any.
@@ -177,7 +174,7 @@ class Repeats:
         by_first = np.argsort(first)
         number = np.empty(len(rows), np.int32)
         number[by_first] = np.arange(len(rows))
-        entities = self._entities.gather(rows[by_first])
+        entities = self.entities.gather(rows[by_first])
         joined = self._ids.gather(self._queue.row[order])
         offsets = np.empty(len(order) + 1, np.int64)
         data = np.empty(len(joined.data) - _ROW_BYTES * len(order), np.uint8)
@@ -218,9 +215,9 @@ class Repeats:
         return result
 
     def _rows_of(self, keys: Keys) -> npt.NDArray[np.int32]:
-        rows, fresh = self._entities.insert(keys)
-        if self._entities.capacity > len(self._held):
-            self._held = grown(self._held, self._entities.capacity)
+        rows, fresh = self.entities.insert(keys)
+        if self.entities.capacity > len(self._held):
+            self._held = grown(self._held, self.entities.capacity)
         self._held[fresh] = 0
         return rows
 
@@ -249,7 +246,7 @@ class Repeats:
         return counts
 
     def _arrays(self) -> tuple[Arrays, npt.NDArray[np.int64], Arrays, Queue]:
-        return self._entities.arrays, self._held, self._ids.arrays, self._queue
+        return self.entities.arrays, self._held, self._ids.arrays, self._queue
 
 
 def _new_queue(capacity: int) -> Queue:

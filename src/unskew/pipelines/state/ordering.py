@@ -1,21 +1,20 @@
 """One shard of one view inside the flow: when events are applied, which are repeats, and checks of the partitioning."""
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from unskew.features.errors import LayoutError
+from unskew.features.kernel.directory import Directories, Directory
 from unskew.features.kernel.repeats import Repeats
 from unskew.features.plan import ViewPlan
 from unskew.features.selecting import gathered
 from unskew.features.shard_state import ShardState
-from unskew.features.text_buffers import Keys
 from unskew.features.updates import NothingToCome, Updates
 from unskew.pipelines.state.changelog import Changelog, Changelogs, Manifest, restored
 from unskew.pipelines.state.whole import WholeState, without
@@ -215,10 +214,10 @@ class Shard:
         """The number of events that were repeats."""
         return 0 if self.repeats is None else self.repeats.dropped
 
-    def knows(self, keys: Keys) -> npt.NDArray[np.bool_]:
-        """Return, for each entity, whether anything of it is kept here."""
-        known = self.state.holds(keys)
-        return known if self.repeats is None else known | self.repeats.knows(keys)
+    @property
+    def directories(self) -> list[Directory]:
+        """The directories that together have all entities of which anything is kept here."""
+        return [*self.state.directories, *([] if self.repeats is None else [self.repeats.entities])]
 
     def _note_beginning(self, piece: Slice) -> None:
         """Until the shard has a clock, find from which instant on it has seen every event of every partition.
@@ -339,15 +338,35 @@ class Shard:
         return cls(state, siblings, kind(changelogs, view, shard, manifest), waiting, repeats, beginning)
 
 
+class _Together:
+    """The shards of one view and hash."""
+
+    def __init__(self) -> None:
+        self.shards: list[Shard] = []
+        self.number_of: dict[str, int] = {}
+        self._directories: Directories | None = None
+
+    def join(self, shard: Shard) -> None:
+        self.number_of[shard.state.shard] = len(self.shards)
+        self.shards.append(shard)
+        self._directories = None
+
+    @property
+    def directories(self) -> Directories:
+        if self._directories is None:
+            self._directories = Directories([shard.directories for shard in self.shards])
+        return self._directories
+
+
 class Siblings:
     """All shards of this process, to find an entity that appears in a second partition."""
 
     def __init__(self) -> None:
-        self._shards: dict[tuple[str, str], list[Shard]] = {}
+        self._together: dict[tuple[str, str], _Together] = defaultdict(_Together)
 
     def join(self, shard: Shard) -> None:
         """Add a shard to those of its view and hash."""
-        self._shards.setdefault(_place(shard), []).append(shard)
+        self._together[_place(shard)].join(shard)
 
     def refuse_strangers(self, shard: Shard, events: pl.DataFrame) -> None:
         """Raise ``LayoutError`` if an entity that is new here lives in another partition's shard of the same hash.
@@ -360,18 +379,20 @@ class Siblings:
         new = shard.state.newcomers
         if new is None:
             return
-        for other in self._shards[_place(shard)]:
-            if other is shard:
-                continue
-            known = other.knows(new)
-            if known.any():
-                view = shard.state.view
-                raise LayoutError(
-                    f"{view.name}: entity {new.chosen(known).to_series('')[0]} came in partition {events['partition'][0]} "
-                    f"({shard.state.shard}) and before that in {other.state.shard}, but stream {view.stream.name} declares "
-                    f"partitioned_by {', '.join(view.stream.partitioned_by)}; partition the topic by that key, "
-                    "or drop partitioned_by, and start from an empty state directory"
-                )
+        together = self._together[_place(shard)]
+        if len(together.shards) == 1:
+            return
+        lives_in = together.directories.other_than(together.number_of[shard.state.shard], new)
+        known = lives_in >= 0
+        if known.any():
+            view = shard.state.view
+            other = together.shards[lives_in[known][0]]
+            raise LayoutError(
+                f"{view.name}: entity {new.chosen(known).to_series('')[0]} came in partition {events['partition'][0]} "
+                f"({shard.state.shard}) and before that in {other.state.shard}, but stream {view.stream.name} declares "
+                f"partitioned_by {', '.join(view.stream.partitioned_by)}; partition the topic by that key, "
+                "or drop partitioned_by, and start from an empty state directory"
+            )
 
 
 def _place(shard: Shard) -> tuple[str, str]:
