@@ -398,6 +398,7 @@ class Directory:
         )
         self.arrays.scalars[D_SEED] = _SEED
         self.place = np.empty(N_PLACES, np.int64)
+        """Where the arrays lie now; always the same array."""
         self._note_place()
 
     def _note_place(self) -> None:
@@ -463,27 +464,25 @@ class Directory:
 
     def reserve(self, n_keys: int, n_bytes: int) -> None:
         """Make room for that many more keys with that many bytes in total."""
-        before = self.arrays
-        scalars = before.scalars
+        scalars = self.arrays.scalars
         needed = int(scalars[D_HIGH]) + max(0, n_keys - int(scalars[D_FREE]))
         if needed > self.capacity:
             capacity = max(2 * self.capacity, needed)
-            self.arrays = self.arrays._replace(
-                records=grown(self.arrays.records, capacity, -1),
-                free=grown(self.arrays.free, capacity),
-            )
+            self._set(records=grown(self.arrays.records, capacity, -1), free=grown(self.arrays.free, capacity))
         if 2 * (scalars[D_ROWS] + n_keys) > len(self.arrays.slots):
             size = 1 << int(4 * (scalars[D_ROWS] + n_keys) - 1).bit_length()
             slots = np.full(size, EMPTY, np.int64)
             _fill_slots(slots, self.arrays.records, scalars[D_HIGH])
-            self.arrays = self.arrays._replace(slots=slots)
+            self._set(slots=slots)
         if scalars[D_POOL] + n_bytes > len(self.arrays.pool):
             live = int(scalars[D_POOL] - scalars[D_GARBAGE])
             pool = np.empty(max(_MIN_POOL, 2 * (live + n_bytes)), np.uint8)
             _repack(self.arrays, pool)
-            self.arrays = self.arrays._replace(pool=pool)
-        if self.arrays is not before:
-            self._note_place()
+            self._set(pool=pool)
+
+    def _set(self, **arrays: npt.NDArray[Any]) -> None:
+        self.arrays = self.arrays._replace(**arrays)
+        self._note_place()
 
 
 class Directories:
