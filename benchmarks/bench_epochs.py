@@ -8,12 +8,13 @@ partition, so at each size each shard that an event reaches has rows for the log
 ``unskew run --idle wall`` calls, in a process of its own, with the broker and Valkey of the tests and a producer beside
 it. ``--beside`` names the ``src`` folder of another checkout, which is measured in turns with this one.
 
-The columns: *stall*, the time from an epoch's first snapshot to the end of its last, in which no event is processed;
-*thread*, the processor time of the flow's thread meanwhile; *fsyncs* and *files*, the calls that make something durable
-and the files that are created, in the flow's thread at an epoch's end, and all of the process from one end to the next;
-*processor*, the processor time of the whole process from one end to the next; *first*, the time from the start of the
-process to the end of its first epoch; *peak*, the most memory that it ever held. The last epoch, which ends the run,
-and the first, which begins with a new state, are not counted.
+The columns: *sources*, the time that the snapshots of all partitions took, before what they gave has passed through
+the flow; *stall*, the time from the first snapshot of a shard to the end of the last one of a sink, in which no event
+is processed; *thread*, the processor time of the flow's thread meanwhile; *fsyncs* and *files*, the calls that make
+something durable and the files that are created, in the flow's thread at an epoch's end, and all of the process from
+one end to the next; *processor*, the processor time of the whole process from one end to the next; *first*, the time
+from the start of the process to the end of its first epoch; *peak*, the most memory that it ever held. The last
+epoch, which ends the run, and the first, which begins with a new state, are not counted.
 """
 
 import argparse
@@ -44,6 +45,7 @@ from unskew.features.definitions import agg
 from unskew.features.definitions.compile import compile as compile_definitions
 from unskew.features.definitions.vocabulary import Entity, Feature, FeatureView, Sliding, Stream
 from unskew.features.plan import Plan
+from unskew.pipelines.kafka.reader import KafkaPartition
 from unskew.pipelines.progress import Epochs
 from unskew.pipelines.run import run
 
@@ -78,6 +80,7 @@ class Watch:
         self.files = 0
         self.flow = 0
         self._of_flow = [0, 0]
+        self._in_sources_s = self._in_sources_of_end_s = 0.0
         self._began: list[float] | None = None
         for name in ("fsync", "fdatasync"):
             setattr(os, name, self._counted(getattr(os, name)))
@@ -112,12 +115,22 @@ class Watch:
             if len(self.ends) > n_epochs:
                 self.done.set()
 
+        of_partition = KafkaPartition.snapshot
+
+        def timed(partition: KafkaPartition) -> Any:
+            began_s = time.monotonic()
+            saved = of_partition(partition)
+            self._in_sources_s += time.monotonic() - began_s
+            return saved
+
+        KafkaPartition.snapshot = timed  # type: ignore[method-assign]
         Epochs.snapshot = watched  # type: ignore[method-assign,assignment]
         Epochs._finish = finished  # type: ignore[method-assign]  # noqa: SLF001
 
     def enter(self) -> None:
         self.flow = threading.get_ident()
         if self._began is None:
+            self._in_sources_of_end_s, self._in_sources_s = self._in_sources_s, 0.0
             self._began = [time.monotonic(), time.thread_time(), 0.0, 0.0]
 
     def leave(self) -> None:
@@ -129,6 +142,7 @@ class Watch:
         began_s, thread_s, ended_s, thread_end_s = self._began
         self.ends.append(
             {
+                "sources": 1e3 * self._in_sources_of_end_s,
                 "stall": 1e3 * (ended_s - began_s),
                 "thread": 1e3 * (thread_end_s - thread_s),
                 "syncs_flow": self._of_flow[0],
@@ -257,7 +271,7 @@ def row(name: str, size: str, runs: list[list[dict[str, float]]]) -> str:
         for before, end in pairwise(ends):
             epochs.append({**end, **{key: end[key] - before[key] for key in ("syncs", "files", "processor")}})
     if not epochs:
-        return f"| {size} | {name} | no epoch became durable in time |" + " |" * 6
+        return f"| {size} | {name} | no epoch became durable in time |" + " |" * 9
     stalls = [one["stall"] for one in epochs]
     p50, p99, most = np.quantile(stalls, [0.5, 0.99, 1.0])
 
@@ -265,7 +279,7 @@ def row(name: str, size: str, runs: list[list[dict[str, float]]]) -> str:
         return float(np.median([one[key] for one in epochs]))
 
     return (
-        f"| {size} | {name} | {p50:.0f} | {p99:.0f} | {most:.0f} | {median('thread'):.0f} | "
+        f"| {size} | {name} | {median('sources'):.0f} | {p50:.0f} | {p99:.0f} | {most:.0f} | {median('thread'):.0f} | "
         f"{median('syncs_flow'):,.0f} / {median('syncs'):,.0f} | {median('files_flow'):,.0f} / {median('files'):,.0f} | "
         f"{median('processor'):,.0f} | {min(ends[0]['at'] for ends in runs if ends):.0f} | {max(one['peak'] for one in epochs):,.0f} |"
     )
@@ -292,9 +306,9 @@ def main() -> None:
         sources = {"beside": given.beside.resolve(), **sources}
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; {given.rate:,} events/s")
     print(
-        "| views x partitions | package | stall p50, ms | p99 | most | thread, ms | fsyncs, flow / all | files, flow / all | processor, ms | first, s | peak MB |"
+        "| views x partitions | package | sources, ms | stall p50, ms | p99 | most | thread, ms | fsyncs, flow / all | files, flow / all | processor, ms | first, s | peak MB |"
     )
-    print("|---|---|---|---|---|---|---|---|---|---|---|", flush=True)
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|", flush=True)
     for size in given.sizes:
         views, partitions = map(int, size.split("x"))
         runs: dict[str, list[list[dict[str, float]]]] = {name: [] for name in sources}
