@@ -49,7 +49,8 @@ def main() -> None:
     run("build the sdist", [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", DIST], ROOT)
     (sdist,) = DIST.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
-        archive.extractall(outside, filter="data")
+        # The first versions of Python 3.11 have no filters.
+        archive.extractall(outside, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
     unpacked = outside / sdist.name.removesuffix(".tar.gz")
     run(
         "build the wheel from the sdist",

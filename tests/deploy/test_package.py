@@ -38,7 +38,8 @@ def built(tmp_path_factory) -> Built:
     folder = tmp_path_factory.mktemp("package")
     sdist = hatchling("sdist", ROOT, folder)
     with tarfile.open(sdist) as archive:
-        archive.extractall(folder, filter="data")
+        # The first versions of Python 3.11 have no filters.
+        archive.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
     unpacked = folder / f"unskew-{VERSION}"
     return Built(sdist, unpacked, hatchling("wheel", unpacked, folder))
 

@@ -660,7 +660,6 @@ def _binary(path: Path) -> None:
         ("pipe.yaml", _pipe, "it is neither a file nor a folder; give a Python or YAML file"),
         ("folder", Path.mkdir, "the folder has no .py, .yaml, .yml file"),
         ("binary.yaml", _binary, "it is not text in UTF-8"),
-        ("binary.py", _binary, "SyntaxError: "),
         ("binary.avsc", _binary, "definition files are .py, .yaml, .yml files"),
         ("empty.yaml", Path.touch, "there are no definitions; write an Entity, a Stream and a FeatureView"),
         ("long.yaml", _of_size(100_000_000), "it has 100,000,000 bytes, more than 16,000,000"),
@@ -672,6 +671,16 @@ def test_a_path_that_holds_no_definitions_is_a_fault_that_says_what_it_is(tmp_pa
     make(path)
 
     assert faults_of(path)[0].startswith(f"DIR: {fault}")
+
+
+def test_a_python_file_that_is_no_text_is_a_fault(tmp_path):
+    path = tmp_path / "binary.py"
+    path.write_bytes(b"\xff\xfe\x88")
+    assert faults_of(path)[0].startswith("DIR:1: SyntaxError: ")
+
+    # Before it stands the kind of error, which depends on the version of Python.
+    _binary(path)
+    assert faults_of(path)[0].endswith("source code string cannot contain null bytes")
 
 
 @pytest.mark.parametrize("path", ["/dev/null", "/dev/zero"])

@@ -43,7 +43,8 @@ TIMEOUTS_S = {"socket_timeout": 10.0, "socket_connect_timeout": 5.0}
 CLUSTER_TRIES = 3
 """The number of times redis-py looks up the nodes again for one command; longer waits are left to ``Patience``."""
 
-_SCHEME = re.compile(r"redis(s?)\+(sentinel|cluster)")
+# From some versions on, Python's own parser refuses several servers of which one is an IPv6 address.
+_SEVERAL = re.compile(r"(?i:redis(s?)\+(sentinel|cluster))://([^/?#]*)([^?#]*)(?:\?(.*))?", re.DOTALL)
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:@/]+)(?::(\d{1,5}))?")
 # The names that a sentinel accepts.
 _SERVICE = re.compile(r"[A-Za-z0-9._-]+")
@@ -186,26 +187,30 @@ class _Sentinels(Sentinel):
 
 
 def _parse(url: str) -> Address:
-    parts = urlsplit(url)
-    if "#" in url or "@" in parts.path:
+    several = _SEVERAL.fullmatch(url.strip())
+    if several is None:
+        parts = urlsplit(url)
+        path, query = parts.path, parts.query
+    else:
+        path, query = several[4], several[5] or ""
+    if "#" in url or "@" in path:
         # The password is not encoded: the text after these characters would be lost, or treated as something to show.
         raise ValueError
-    if parts.query:
-        parse_qsl(parts.query, strict_parsing=True)
-    several = _SCHEME.fullmatch(parts.scheme)
+    if query:
+        parse_qsl(query, strict_parsing=True)
     if several is None:
         return _one_server(url)
-    tls, kind = bool(several[1]), several[2]
-    who, _, where = parts.netloc.rpartition("@")
+    tls, kind = bool(several[1]), several[2].lower()
+    who, _, where = several[3].rpartition("@")
     # redis-py converts the options of the query to their types.
-    options = parse_url(f"redis://{who}@?{parts.query}" if who else f"redis://?{parts.query}")  # type: ignore[no-untyped-call]
+    options = parse_url(f"redis://{who}@?{query}" if who else f"redis://?{query}")  # type: ignore[no-untyped-call]
     user, options = _with_credentials(options)
     hosts = tuple(_hosts(where, SENTINEL_PORT if kind == "sentinel" else NODE_PORT))
     if kind == "cluster":
-        if parts.path not in {"", "/", "/0"} or options.pop("db", 0) != 0:
+        if path not in {"", "/", "/0"} or options.pop("db", 0) != 0:
             raise ValueError
         return Address(hosts=hosts, tls=tls, user=user, options=options)
-    service, _, db = parts.path.removeprefix("/").partition("/")
+    service, _, db = path.removeprefix("/").partition("/")
     if not _SERVICE.fullmatch(service):
         raise ValueError
     if db:
