@@ -37,7 +37,6 @@ from unskew.pipelines.kafka.consumer import Records
 from unskew.pipelines.kafka.host_clock import HostClock
 from unskew.pipelines.kafka.stamps import check_topics
 from unskew.pipelines.kafka.turns import Turns
-from unskew.pipelines.state.journal import Journal
 from unskew.pipelines.state.known_topics import Described, KnownTopics
 from unskew.sinks.wall import wall_us
 
@@ -433,26 +432,6 @@ def test_the_group_is_told_an_offset_only_once_the_snapshot_after_it_is_taken(to
         part.next_batch()
         assert time.monotonic() < deadline
         time.sleep(0.01)
-
-
-def test_whether_the_process_may_still_write_is_asked_once_for_the_snapshots_of_all_partitions(topic, read, tmp_path):
-    asked = []
-    journal = Journal(tmp_path, "one", durably=lambda work: work(), still_ours=lambda: asked.append(None))
-    source = read(topic(3), journal=journal)
-    for part in source.parts.values():
-        part.next_batch()
-
-    asked.clear()
-    for part in source.parts.values():
-        part.snapshot()
-    assert len(asked) == 1
-
-    # Whatever happens between two epochs' ends, one partition has a turn.
-    source.parts[1].next_batch()
-    asked.clear()
-    for part in source.parts.values():
-        part.snapshot()
-    assert len(asked) == 1
 
 
 def test_lag_is_what_lies_between_position_and_the_end(topic, read):

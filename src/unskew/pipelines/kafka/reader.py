@@ -180,8 +180,6 @@ class Reader:
         # The round in which nothing more was there to fetch; when a partition last looked for what is to be done.
         self._dry_in = -1
         self.looked_s = float("-inf")
-        # Whether the process may still write to the recovery store, as found since the last turn.
-        self.is_ours = False
         self.closed = False
         # An idle partition's marks lie a settle behind the present. A busy partition that waited for them would lose
         # that time, and the records of a second or two of a live topic are cheap to hold downstream.
@@ -535,7 +533,6 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         ``DefinitionError`` for a live topic with producer timestamps and without a settle.
         """
         reader, options = self._reader, self._reader.options
-        reader.is_ours = False
         # Most turns of a quiet topic with many partitions end here: another partition has just looked for records.
         is_dry = reader.is_dry
         if is_dry and not self._queue and (self._due_s > reader.looked_s or self._waits_for_journal()):
@@ -869,11 +866,9 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         ``offset``: the next one. ``clock``: None before any. ``said``: whether an item has carried a clock. The
         snapshot before this one is durable by now, so its offset is committed to the consumer group.
         """
-        if self._journal is not None and not self._reader.is_ours:
-            # A process that stood still while another took over must not write to the recovery store. Bytewax asks all
-            # partitions one after the other, so one look is enough for them.
+        if self._journal is not None:
+            # A process that stood still while another took over must not write to the recovery store.
             self._journal.still_ours()
-            self._reader.is_ours = True
         clock_us = None if self.clock_us == NO_CLOCK else self.clock_us
         if self._saved is not None:
             self._reader.topic.commit(self.partition, self._saved[0])
