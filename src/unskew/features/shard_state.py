@@ -2,19 +2,20 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from unskew.features.evaluate import Evaluator
+from unskew.features.event_words import EventWords
 from unskew.features.kernel import state_bytes
 from unskew.features.kernel import words as w
 from unskew.features.kernel.accumulators import mark_texts
 from unskew.features.kernel.codings import coded
 from unskew.features.kernel.directory import N_R_COLUMNS, Directory, grown, remove_rows
-from unskew.features.kernel.engine import current, reset_rows, run, take_dead
+from unskew.features.kernel.engine import current, pack, reset_rows, run, take_dead
 from unskew.features.kernel.items import fill_slots
 from unskew.features.kernel.packed import PACKED_WORDS
 from unskew.features.kernel.program import Column, Program, lower
@@ -43,8 +44,10 @@ FEW_ROWS = 1_000
 _MOST_ROW_WORDS = 2_000_000
 _INSTANT = pl.Datetime("us", "UTC")
 _CAUSES = pl.Series("cause", ["hop", "event"])
+_NO_ROWS = StepRows(pl.DataFrame())
 
-_Late = tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]
+_Counts = tuple[tuple[int, ...], ...]
+_Late = tuple[_Counts, tuple[int, ...]]
 """Late events by window and lateness, and the greatest lateness by window."""
 
 
@@ -80,9 +83,20 @@ class ShardState:
         # Most steps of a quiet shard change nothing, so their frames without rows are made once.
         self._no_closed: StepRows | None = None
         self._no_current: StepRows | None = None
+        # A step of which all others are copies with other fields: that takes less than making one.
+        self._blank = Updates(
+            view=view,
+            shard=shard,
+            clock_us=0,
+            since_us=None,
+            closed_rows=_NO_ROWS,
+            current_rows=_NO_ROWS,
+            late=(),
+            late_by_us=(),
+        )
         # The last step, if it changed nothing, nor has anything changed since.
         self._quiet: Updates | None = None
-        # As most steps change no count of late events either.
+        # What ``_late`` returned last. Most steps change no count of late events.
         self._late_words = b""
         self._late_shown: _Late = (), ()
         self._newcomers: Keys | None = None
@@ -92,6 +106,8 @@ class ShardState:
         self._texts = Directory()
         self._texts_swept_at = _MIN_TEXTS
         self._state = new_state(self._program, self.directory.capacity)
+        # The state whose arrays the kernel knows.
+        self._is_packed: State | None = None
         self._notes_closings = notes_closings
         self._sessions: ShardState | None = None
         self._over_sessions: Evaluator | None = None
@@ -100,6 +116,7 @@ class ShardState:
             # Sessions have no repeats: repeats of events are dropped earlier.
             stream = replace(view.stream, dedupe_within_us=None)
             self._over_sessions = Evaluator(replace(view, sessions=None, stream=stream))
+        self._late()
 
     @classmethod
     def from_bytes(
@@ -127,6 +144,7 @@ class ShardState:
         # Each may be in a total too, and those of a total may have a ranking.
         self._reserve_items(2 * n_items + n_items // w.RANKING_FROM)
         state_bytes.restore(stored, self._program, self._state, rows)
+        self._late()
 
     def without(self, gone: Callable[[pl.Series], pl.Series]) -> "ShardState":
         """Return the state as if these entities had never been; this one cannot be used afterwards.
@@ -218,31 +236,33 @@ class ShardState:
         """The number of texts that numbers stand for; some may no longer be in use."""
         return len(self._texts)
 
-    def apply(self, events: pl.DataFrame | None, clock_us: int) -> Updates:
+    def apply(self, events: pl.DataFrame | None, clock_us: int, words: EventWords | None = None) -> Updates:
         """Apply events in the given order, then move the clock.
 
         ``events``: as from ``evaluate``; arrivals never decrease and are not before the clock. ``clock_us``: not before
-        the last arrival; instants before it are closed, and the instant itself stays open.
+        the last arrival; instants before it are closed, and the instant itself stays open. ``words``: the events as
+        arrays, if they were made already.
         """
         if self._is_quiet(events, clock_us):
             return self._unchanged(clock_us)
-        before, _ = self._late()
+        before, _ = self._late_shown
         chunks: list[StepRows] = []
-        self._run(self._own_events(events, clock_us), clock_us, lambda rows: chunks.append(self._closed(rows)))
+        self._run(*self._own_events(events, clock_us, words), lambda rows: chunks.append(self._closed(rows)))
         late, late_by = self._late()
-        updates = Updates(
-            view=self.view,
-            shard=self.shard,
+        updates = self._updates(
             clock_us=clock_us,
-            since_us=self.since_us,
             closed_rows=_in_one(chunks) if chunks else self._nothing_closed(),
             current_rows=self._current(),
-            late=tuple(sum(now) - sum(then) for now, then in zip(late, before, strict=True)),
+            late=_counted_since(before, late),
             late_by_us=late_by,
             late_histogram=late,
         )
         self._forget()
         return updates
+
+    def _updates(self, **fields: Any) -> Updates:
+        """Return a step of this shard with these fields."""
+        return self._blank.but(since_us=self.since_us, **fields)
 
     def _is_quiet(self, events: pl.DataFrame | None, clock_us: int) -> bool:
         """Return true if the clock may simply be set: nothing is open or waits, and no tile leaves until then."""
@@ -264,12 +284,9 @@ class ShardState:
         scalars = self._state.scalars
         scalars[w.S_CLOCK] = max(int(scalars[w.S_CLOCK]), clock_us)
         if self._quiet is None:
-            late, late_by = self._late()
-            self._quiet = Updates(
-                view=self.view,
-                shard=self.shard,
+            late, late_by = self._late_shown
+            self._quiet = self._updates(
                 clock_us=clock_us,
-                since_us=self.since_us,
                 closed_rows=self._no_closed,
                 current_rows=self._no_current,
                 late=(0,) * len(late),
@@ -284,7 +301,8 @@ class ShardState:
         def count(rows: Rows) -> None:
             self.seq += int(rows.n[0])
 
-        self._run(self._own_events(events, clock_us), clock_us, count)
+        self._run(*self._own_events(events, clock_us, None), count)
+        self._late()
         self._clear_dirty()
         self._forget()
 
@@ -303,12 +321,9 @@ class ShardState:
             state.dirty[: len(chosen)] = chosen
             state.entities[chosen, w.ENTITY_MARKS] |= w.MARK_DIRTY
             state.scalars[w.S_DIRTY] = len(chosen)
-            late, late_by = self._late()
-            yield Updates(
-                view=self.view,
-                shard=self.shard,
+            late, late_by = self._late_shown
+            yield self._updates(
                 clock_us=int(state.scalars[w.S_CLOCK]),
-                since_us=self.since_us,
                 closed_rows=self._nothing_closed(),
                 current_rows=self._current(),
                 late=(0,) * len(late),
@@ -319,14 +334,16 @@ class ShardState:
             if not len(chosen):
                 return
 
-    def _own_events(self, events: pl.DataFrame | None, clock_us: int) -> pl.DataFrame | None:
-        """Return the events themselves; for a view over sessions, the sessions that close by them and the clock."""
+    def _own_events(
+        self, events: pl.DataFrame | None, clock_us: int, words: EventWords | None
+    ) -> tuple[pl.DataFrame | None, EventWords | None, int]:
+        """Return the arguments; for a view over sessions, the sessions that close by them in place of the events."""
         if self._sessions is None or self._over_sessions is None:
-            return events
-        closed = self._over_sessions(self._sessions.close_sessions(events, clock_us)).events
+            return events, words, clock_us
+        closed = self._over_sessions(self._sessions.close_sessions(events, words, clock_us)).events
         if self.since_us is None:
             self.since_us = self._sessions.since_us
-        return closed
+        return closed, None, clock_us
 
     @property
     def newcomers(self) -> Keys | None:
@@ -347,7 +364,7 @@ class ShardState:
         return np.concatenate([self._state.late, inner]), np.concatenate([self._state.late_by, inner_by])
 
     def _late(self) -> _Late:
-        """Return what ``late_events`` does, as ``Updates`` has it."""
+        """Return what ``late_events`` does, as ``Updates`` has it; whatever changes the counts calls it afterwards."""
         late, late_by = self.late_events()
         words = late.tobytes() + late_by.tobytes()
         if words != self._late_words:
@@ -355,10 +372,12 @@ class ShardState:
             self._late_shown = tuple(map(tuple, late.tolist())), tuple(late_by.tolist())
         return self._late_shown
 
-    def _run(self, events: pl.DataFrame | None, clock_us: int, take: Callable[[Rows], None]) -> None:
+    def _run(
+        self, events: pl.DataFrame | None, words: EventWords | None, clock_us: int, take: Callable[[Rows], None]
+    ) -> None:
         """Apply events and move the clock; call ``take`` with closed rows, as many at a time as there is space for."""
         self._quiet = None
-        batch = self._batch(events)
+        batch = self._batch(events, words)
         if len(batch.arrival) and batch.arrival[0] < self._state.scalars[w.S_CLOCK]:
             raise ValueError(f"{self.view.id}/{self.shard}: an event arrived before the clock {self.clock_us}")
         if self.since_us is None:
@@ -366,24 +385,25 @@ class ShardState:
         done = 0
         n_words = self._program.value_words
         rows = new_rows(self._program, max(_MIN_ROWS, min(2 * len(batch.rows), _MOST_ROW_WORDS // n_words)))
+        packed = self._packed()
         while True:
             needed = int(self._state.scalars[w.S_TOUCHED])
-            if needed > len(rows.row):
+            if needed > len(rows.entity):
                 rows = new_rows(self._program, 2 * needed)
-            done = run(self._program, self._state, batch, done, clock_us, rows, self._scratch)
+            done = run(packed, batch, done, clock_us, rows, self._scratch)
             if rows.n[0]:
                 take(rows)
                 rows.n[0] = 0
             if done == len(batch.rows) and self._state.scalars[w.S_CLOCK] >= clock_us:
                 return
 
-    def close_sessions(self, events: pl.DataFrame | None, clock_us: int) -> pl.DataFrame:
+    def close_sessions(self, events: pl.DataFrame | None, words: EventWords | None, clock_us: int) -> pl.DataFrame:
         """Apply events as ``apply`` does, and return only the sessions that close.
 
         They are events of a stream, in the order of (instant, key).
         """
         # Nobody reads the rows of the inner view.
-        self._run(events, clock_us, lambda _rows: None)
+        self._run(events, words, clock_us, lambda _rows: None)
         self._clear_dirty()
         count = int(self._state.scalars[w.S_CLOSINGS])
         self._state.scalars[w.S_CLOSINGS] = 0
@@ -411,7 +431,7 @@ class ShardState:
         self._forget()
         return frame.with_columns(length)[order]
 
-    def _batch(self, events: pl.DataFrame | None) -> Batch:
+    def _batch(self, events: pl.DataFrame | None, words: EventWords | None) -> Batch:
         n_filters, n_columns = len(self.view.filters), len(self._columns)
         if events is None or events.height == 0:
             self._reserve(0)
@@ -420,38 +440,48 @@ class ShardState:
                 np.empty(0, np.int32), empty, empty, empty, empty, empty,
                 np.empty((n_filters, 0), np.bool_), np.empty((n_columns, 0), np.int64), np.empty((n_columns, 0), np.bool_),
             )  # fmt: skip
+        if words is None:
+            words = EventWords.of(events)
         filters = np.empty((n_filters, events.height), np.bool_)
         for index in range(n_filters):
-            filters[index] = events.get_column(f"f{index}").to_numpy()
+            filters[index] = words.flags[f"f{index}"]
         numbers = np.empty((n_columns, events.height), np.int64)
         known = np.ones((n_columns, events.height), np.bool_)
-        columns = {
-            name: read_only(np.ascontiguousarray(events.get_column(name).to_numpy(), np.int64))
-            for name in ("effective", "arrival", "event_time", "partition", "offset")
-        }
         for index, wanted in enumerate(self._columns):
             if wanted.value < 0:
-                numbers[index] = columns["effective"]
+                numbers[index] = words.numbers["effective"]
                 continue
-            values = events.get_column(f"v{wanted.value}")
-            if values.null_count():
-                known[index] = values.is_not_null().to_numpy()
-                values = values.fill_null("" if values.dtype == pl.String() else 0)
-            numbers[index] = self._numbers(index, wanted, values)
-        rows, fresh = self._rows_of(Keys.of(events.get_column("key")), events.height * len(self.view.windows))
+            name = f"v{wanted.value}"
+            if name in words.known:
+                known[index] = words.known[name]
+            if wanted.coding == "raw" and name in words.numbers:
+                numbers[index] = words.numbers[name]
+            else:
+                numbers[index] = self._numbers(index, wanted, events.get_column(name))
+        rows, fresh = self._rows_of(words.keys, events.height * len(self.view.windows))
         self._newcomers = self.directory.gather(fresh) if len(fresh) and self.view.partitioned else None
         self._reserve(events.height)
-        return Batch(rows=rows, filters=filters, numbers=numbers, known=known, **columns)
+        return Batch(
+            rows=rows,
+            filters=filters,
+            numbers=numbers,
+            known=known,
+            effective=words.numbers["effective"],
+            arrival=words.numbers["arrival"],
+            event_time=words.numbers["event_time"],
+            partition=words.numbers["partition"],
+            offset=words.numbers["offset"],
+        )
 
     def _numbers(self, index: int, wanted: Column, values: pl.Series) -> npt.ArrayLike:
+        """Return the codes of values, or the numbers that stand for texts."""
         if wanted.coding == "known":
             return 0
+        if values.null_count():
+            values = values.fill_null("" if values.dtype == pl.String() else 0)
         if wanted.coding != "raw":
             return coded(values, wanted)
-        if values.dtype == pl.String():
-            return self._texts.insert(Keys.of(values))[0] if index in self._as_texts else 0
-        numbers: npt.NDArray[np.int64] = values.to_numpy().view(np.int64)
-        return numbers
+        return self._texts.insert(Keys.of(values))[0] if index in self._as_texts else 0
 
     def _reserve(self, n_events: int) -> None:
         """Make room for what events may add beside tiles, and show the texts to the kernel.
@@ -491,8 +521,9 @@ class ShardState:
         self._state = state._replace(items=items, item_links=links, slots=slots)
 
     def _show_texts(self) -> None:
-        texts = self._texts.arrays
-        self._state = self._state._replace(text_records=texts.records, text_pool=texts.pool)
+        texts, state = self._texts.arrays, self._state
+        if texts.records is not state.text_records or texts.pool is not state.text_pool:
+            self._state = state._replace(text_records=texts.records, text_pool=texts.pool)
 
     def _rows_of(self, keys: Keys, n_tiles: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
         """Return the rows of keys, and which of them were made; afterwards there is room for ``n_tiles`` more tiles."""
@@ -510,10 +541,17 @@ class ShardState:
             reset_rows(self._program, self._state.entities, fresh, self._empty, self._empty_present)
         return rows, fresh
 
+    def _packed(self) -> npt.NDArray[np.int64]:
+        """Return program and state as the kernel takes them; arrays that are replaced afterwards are not in it."""
+        if self._is_packed is not self._state:
+            pack(self._program, self._state)
+            self._is_packed = self._state
+        return self._state.packed
+
     def _nothing_closed(self) -> StepRows:
         if self._no_closed is None:
             rows = new_rows(self._program, 0)
-            self._no_closed = StepRows(self._frame(RowWords.of(rows, self.directory.gather(rows.row)), self.seq))
+            self._no_closed = StepRows(self._frame(RowWords.of(rows, self.directory.gather(rows.entity)), self.seq))
         return self._no_closed
 
     def _closed(self, rows: Rows) -> StepRows:
@@ -522,9 +560,9 @@ class ShardState:
         self.seq += count
         # Numbers of texts may stand for others later.
         if count < FEW_ROWS and not self._as_texts:
-            words = RowWords.of(rows, self.directory.gather(rows.row[:count])).copied()
+            words = RowWords.of(rows, self.directory.gather(rows.entity[:count])).copied()
             return StepRows.of(words, count, self._frames, first)
-        keys, number = self._distinct(rows.row[:count])
+        keys, number = self._distinct(rows.entity[:count])
         return StepRows(self._frame(RowWords.of(rows, keys), first, number), first)
 
     def _frames(self, shards: Sequence[tuple[Sequence[RowWords], int]]) -> list[pl.DataFrame]:
@@ -533,7 +571,7 @@ class ShardState:
         Each row has its own key. A shard comes with the ``seq`` of its first row.
         """
         words = joined(RowWords, [step for steps, _ in shards for step in steps])
-        counts = [sum(len(step.instants) for step in steps) for steps, _ in shards]
+        counts = [sum(step.n_rows for step in steps) for steps, _ in shards]
         ends = np.cumsum(counts)
         sequence = [np.arange(first, first + count) for (_, first), count in zip(shards, counts, strict=True)]
         whole = self._frame_of(words, ends, np.concatenate(sequence))
@@ -544,7 +582,7 @@ class ShardState:
 
         ``number``: for each row the number of its key; None if each has its own.
         """
-        count = len(words.instants)
+        count = words.n_rows
         return self._frame_of(words, np.array([count]), np.arange(first, first + count), number)
 
     def _frame_of(
@@ -561,14 +599,17 @@ class ShardState:
         if len(entity) != len(order) or (places[1:] < places[:-1]).any():
             entity = entity[places]
         caused = words.caused[order]
+        present, event_times, partitions, offsets = (
+            words.words[word][order] for word in (w.ROW_PRESENT, w.ROW_EVENT_TIME, w.ROW_PARTITION, w.ROW_OFFSET)
+        )
         return pl.DataFrame(
             [
                 *entity.get_columns(),
-                *self._outputs(words.firsts, words.others, order, words.present[order]),
+                *self._outputs(words.firsts, words.others, order, present),
                 pl.Series("available_at", words.instants[order]).cast(_INSTANT),
-                series("event_time", words.event_times[order], caused).cast(_INSTANT),
-                series("partition", words.partitions[order].astype(np.int32), caused),
-                series("offset", words.offsets[order], caused),
+                series("event_time", event_times, caused).cast(_INSTANT),
+                series("partition", partitions.astype(np.int32), caused),
+                series("offset", offsets, caused),
                 _CAUSES[caused.astype(np.uint32)],
                 pl.Series("seq", sequence),
             ]
@@ -591,17 +632,8 @@ class ShardState:
         if count == 0 and self._no_current is not None:
             return self._no_current
         rows = new_rows(self._program, count)
-        until, empty_at = np.empty(count, np.int64), np.empty(count, np.int64)
-        current(self._program, self._state, rows, until, empty_at, self._scratch)
-        words = CurrentWords(
-            keys=self.directory.gather(rows.row),
-            changed_at=rows.instant,
-            until=until,
-            empty_at=empty_at,
-            firsts=rows.firsts,
-            others=rows.others,
-            present=rows.present,
-        )
+        current(self._packed(), rows, self._scratch)
+        words = CurrentWords.of(rows, self.directory.gather(rows.entity))
         if 0 < count < FEW_ROWS and not self._as_texts:
             return StepRows.of(words, count, self._current_frames)
         current_rows = StepRows(self._current_frame([words]))
@@ -679,6 +711,13 @@ class ShardState:
         self._texts_swept_at = max(_MIN_TEXTS, 2 * len(self._texts))
 
 
+def _counted_since(before: _Counts, now: _Counts) -> tuple[int, ...]:
+    """Return, by window, how many late events were counted between."""
+    if now is before:
+        return (0,) * len(now)
+    return tuple(sum(later) - sum(earlier) for later, earlier in zip(now, before, strict=True))
+
+
 def _in_one(chunks: Sequence[StepRows]) -> StepRows:
     """Return the rows of one step, which the kernel wrote piece by piece."""
     return chunks[0] if len(chunks) == 1 else StepRows(pl.concat(frames(chunks)), chunks[0].first)
@@ -747,15 +786,10 @@ def new_rows(program: Program, capacity: int) -> Rows:
     n_features = len(program.features)
     return Rows(
         n=np.zeros(1, np.int64),
-        row=np.empty(capacity, np.int32),
-        instant=np.empty(capacity, np.int64),
-        cause=np.empty(capacity, np.uint8),
-        event_time=np.empty(capacity, np.int64),
-        partition=np.empty(capacity, np.int64),
-        offset=np.empty(capacity, np.int64),
+        entity=np.empty(capacity, np.int32),
+        words=np.empty((w.N_ROW_WORDS, capacity), np.int64),
         firsts=np.empty((n_features, capacity), np.int64),
         others=np.empty((capacity, program.value_words - n_features), np.int64),
-        present=np.empty(capacity, np.int64),
     )
 
 

@@ -32,15 +32,14 @@ from unskew.features.kernel.directory import (
     Directory,
     _fill_rows,
     _fill_slots,
-    _gather_bytes,
-    _gather_lengths,
+    _gather,
     _repack,
     find_among,
     find_rows,
     insert_rows,
     remove_rows,
 )
-from unskew.features.kernel.engine import current, reset_rows, run, take_dead
+from unskew.features.kernel.engine import current, pack, reset_rows, run, take_dead
 from unskew.features.kernel.items import fill_slots
 from unskew.features.kernel.packed import no_program
 from unskew.features.kernel.repeats import _forget, _join, _new_queue, _remember, _split
@@ -79,8 +78,8 @@ def entries() -> list[list[Entry]]:
     queue = _new_queue(0)
     tiles = Tiles(narrow, narrow, ints, tables, tables)
     of_kernel = [
-        Entry.of(run, program, state, batch, 0, 0, rows, ints),
-        Entry.of(current, program, state, rows, ints, ints, ints),
+        Entry.of(run, ints, batch, 0, 0, rows, ints),
+        Entry.of(current, ints, rows, ints),
         Entry.of(mark_texts, program, state, narrow, marks),
         Entry.of(_collect, program, state, narrow, *tiles),
         Entry.of(_hang, program, state, narrow, *tiles),
@@ -100,8 +99,7 @@ def entries() -> list[list[Entry]]:
         Entry.of(_fill_rows, arrays, narrow, ints, shown_octets),
         Entry.of(_fill_slots, ints, tables, np.int64(0)),
         Entry.of(_repack, arrays, octets),
-        Entry.of(_gather_lengths, arrays, narrow, ints),
-        Entry.of(_gather_bytes, arrays, narrow, ints, octets),
+        Entry.of(_gather, arrays, narrow, False, ints, octets),
         Entry.of(_join, narrow, shown_marks, shown, shown_octets, ints, octets),
         Entry.of(_split, ints, octets, ints, octets),
         Entry.of(_forget, arrays, ints, arrays, queue, 0),
@@ -109,6 +107,7 @@ def entries() -> list[list[Entry]]:
         Entry.of(_hash_keys, shown, shown_octets, hashes),
         Entry.of(_write_heads, shown, shown_octets, hashes),
         Entry.of(_take_apart, hashes, 0, ints),
+        Entry.of(pack, program, state),
         Entry.of(take_dead, state, narrow),
         Entry.of(take_items, tables, 1, ints, ints, tables),
         Entry.of(number_texts, ints, np.empty(0, np.uint32), narrow, np.empty(0, np.uint32)),

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import polars as pl
 
 from unskew.features.evaluate import Evaluator
+from unskew.features.event_words import EventWords
 from unskew.features.keys import shard_of
 from unskew.features.plan import ViewPlan
 from unskew.features.rejection import Rejection
@@ -18,6 +19,9 @@ from unskew.pipelines.kafka.poll import Poll
 from unskew.pipelines.state.journal import Journal, Refused
 from unskew.pipelines.state.ordering import Slice, shard_names
 
+Part = tuple[pl.DataFrame | None, EventWords | None]
+"""A view's events of one poll, and the same as arrays, if they were made; None for none."""
+NO_EVENTS: Part = (None, None)
 MOST_TOGETHER = 10_000
 """Polls with at most so many records together are decoded at once; more would take memory and save nothing."""
 
@@ -115,24 +119,24 @@ class Router:
         topic = self._decoder.topic
         dead = [[one.dead] for one in decoded]
         # Equal events are evaluated once, unless a view refuses some.
-        shared: dict[int, list[pl.DataFrame]] = {}
+        shared: dict[int, list[Part]] = {}
         for view, evaluate, number in self._views:
-            of_polls = shared.get(number)
-            if of_polls is None and events.height:
+            parts = shared.get(number)
+            if parts is None and events.height:
                 evaluated = evaluate(events)
-                of_polls = _by_poll(evaluated.events, "partition", polls)
+                ends = _begins(evaluated.events["partition"], polls)
+                parts = _parts(evaluated.events, ends, as_words=view.partitioned and self._n_hashes == 1)
                 if evaluated.rejected.height:
-                    for poll, letters_, refused in zip(
-                        polls, dead, _by_poll(evaluated.rejected, "_partition", polls), strict=True
-                    ):
-                        if refused.height:
-                            letters_.append(_letters(poll, topic, view.id, refused))
+                    begins = _begins(evaluated.rejected["_partition"], polls)
+                    for poll, letters_, (begin, end) in zip(polls, dead, itertools.pairwise(begins), strict=True):
+                        if begin < end:
+                            letters_.append(_letters(poll, topic, view.id, evaluated.rejected[begin:end]))
                 else:
-                    shared[number] = of_polls
+                    shared[number] = parts
             for place, poll in enumerate(polls):
                 yield from slices(
                     view,
-                    None if of_polls is None else of_polls[place],
+                    NO_EVENTS if parts is None else parts[place],
                     n_hashes=self._n_hashes,
                     partition=poll.partition,
                     n_partitions=self._n_partitions,
@@ -176,18 +180,15 @@ def _alike(polls: Sequence[Poll]) -> Iterator[list[Poll]]:
         yield group
 
 
-def _by_poll(rows: pl.DataFrame, column: str, polls: Sequence[Poll]) -> list[pl.DataFrame]:
-    """Return the rows of each poll; rows and polls are in the order of partitions."""
-    if len(polls) == 1:
-        return [rows]
-    partitions = rows[column].to_numpy()
-    begins = np.searchsorted(partitions, [poll.partition for poll in polls]).tolist()
-    return [rows[begin:end] for begin, end in itertools.pairwise([*begins, len(partitions)])]
+def _begins(partitions: pl.Series, polls: Sequence[Poll]) -> list[int]:
+    """Return where the rows of each poll begin, and where all end; rows and polls are in the order of partitions."""
+    begins: list[int] = np.searchsorted(partitions.to_numpy(), [poll.partition for poll in polls]).tolist()
+    return [*begins, len(partitions)]
 
 
 def slices(
     view: ViewPlan,
-    events: pl.DataFrame | None,
+    part: Part,
     *,
     n_hashes: int,
     partition: int,
@@ -200,13 +201,14 @@ def slices(
 ) -> Iterator[tuple[str, Slice]]:
     """Yield the slice of every shard that a partition feeds, keyed by ``view@version/shard``.
 
-    ``events``: the view's events of the partition, as from ``evaluate``; the other arguments are those of ``Slice``.
+    ``part``: the view's events of the partition, as from ``evaluate``; the other arguments are those of ``Slice``.
     """
     names = shard_names(view, [partition], n_hashes)
-    pieces: list[pl.DataFrame | None] = [None] * len(names)
+    events, _ = part
+    pieces: list[Part] = [NO_EVENTS] * len(names)
     if events is not None and events.height:
-        pieces = [events] if len(names) == 1 else _split(events, shard_of(events["key"], len(names)), len(names))
-    for name, piece in zip(names, pieces, strict=True):
+        pieces = [part] if len(names) == 1 else _split(view, events, shard_of(events["key"], len(names)), len(names))
+    for name, (piece, words) in zip(names, pieces, strict=True):
         yield (
             f"{view.id}/{name}",
             Slice(
@@ -218,16 +220,27 @@ def slices(
                 first_us=first_us,
                 ended=ended,
                 events=piece,
+                words=words,
                 replaying=replaying,
                 resumed=resumed,
             ),
         )
 
 
-def _split(events: pl.DataFrame, shards: npt.NDArray[np.int64], count: int) -> list[pl.DataFrame | None]:
+def _split(view: ViewPlan, events: pl.DataFrame, shards: npt.NDArray[np.int64], count: int) -> list[Part]:
     ordered = gathered(events, np.argsort(shards, kind="stable"))
-    ends = np.cumsum(np.bincount(shards, minlength=count)).tolist()
-    return [ordered[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    ends = [0, *np.cumsum(np.bincount(shards, minlength=count)).tolist()]
+    # A shard that waits for all partitions puts events in another order, so it has no use for arrays of these.
+    return _parts(ordered, ends, as_words=view.partitioned)
+
+
+def _parts(events: pl.DataFrame, ends: Sequence[int], *, as_words: bool) -> list[Part]:
+    """Return the events between these places; ``as_words``: as arrays too."""
+    words = EventWords.of(events) if as_words and events.height else None
+    return [
+        (events.slice(begin, end - begin), None if words is None else words.part(begin, end))
+        for begin, end in itertools.pairwise(ends)
+    ]
 
 
 def _letters(poll: Poll, topic: str, view: str, rejected: pl.DataFrame) -> pl.DataFrame:

@@ -31,6 +31,8 @@ _MIN_CAPACITY = 64
 _MIN_POOL = 1024
 _ROW_BITS = 32
 _ROW_MASK = (1 << _ROW_BITS) - 1
+# For so many keys, memory is taken before their length is known: so many bytes for each.
+_FEW_KEYS, _USUAL_BYTES = 1_000, 24
 # How many keys ahead memory is prefetched: first the slot, then, once that is there, the record.
 _SLOT_AHEAD, _RECORD_AHEAD = 32, 16
 # All directories of a process have one, so that a key is hashed once to be looked for in many of them.
@@ -331,20 +333,23 @@ def _repack(arrays, pool):
     arrays.scalars[D_GARBAGE] = 0
 
 
-@compiled()
-def _gather_lengths(arrays, rows, offsets):
-    total = 0
+@inlined()
+def _gather_lengths(records, rows, offsets):
     offsets[0] = 0
     for index in range(len(rows)):
         if index + _SLOT_AHEAD < len(rows):
-            prefetch(arrays.records, rows[index + _SLOT_AHEAD], R_HASH)
-        total += arrays.records[rows[index], R_LENGTH]
-        offsets[index + 1] = total
+            prefetch(records, rows[index + _SLOT_AHEAD], R_HASH)
+        offsets[index + 1] = offsets[index] + records[rows[index], R_LENGTH]
 
 
 @compiled()
-def _gather_bytes(arrays, rows, offsets, out):
+def _gather(arrays, rows, has_offsets, offsets, out):
+    """Write where each key begins and the last one ends, unless that is known, and then the bytes, if they fit."""
     records = arrays.records
+    if not has_offsets:
+        _gather_lengths(records, rows, offsets)
+    if offsets[len(rows)] > len(out):
+        return
     for index in range(len(rows)):
         if index + _SLOT_AHEAD < len(rows):
             prefetch(records, rows[index + _SLOT_AHEAD], R_HASH)
@@ -457,10 +462,14 @@ class Directory:
     def gather(self, rows: npt.NDArray[np.int32]) -> Keys:
         """Return the keys of live rows."""
         offsets = np.empty(len(rows) + 1, np.int64)
-        _gather_lengths(self.arrays, rows, offsets)
-        data = np.empty(int(offsets[-1]), np.uint8)
-        _gather_bytes(self.arrays, rows, offsets, data)
-        return Keys(offsets, data)
+        # For few keys the call takes longer than what is done in it, and mostly one is enough.
+        data = np.empty(_USUAL_BYTES * len(rows) if len(rows) <= _FEW_KEYS else 0, np.uint8)
+        _gather(self.arrays, rows, False, offsets, data)
+        n_bytes = int(offsets[-1])
+        if n_bytes > len(data):
+            data = np.empty(n_bytes, np.uint8)
+            _gather(self.arrays, rows, True, offsets, data)
+        return Keys(offsets, data[:n_bytes])
 
     def reserve(self, n_keys: int, n_bytes: int) -> None:
         """Make room for that many more keys with that many bytes in total."""

@@ -206,14 +206,14 @@ def _close(program, state, rows, values):
         if _read_touched(program, state, entity, values):
             place = rows.n[0]
             rows.n[0] = place + 1
-            rows.row[place] = entity
-            rows.instant[place] = scalars[w.S_CLOCK]
-            rows.cause[place] = state.touched[slot, w.T_CAUSE]
-            rows.event_time[place] = state.touched[slot, w.T_EVENT_TIME]
-            rows.partition[place] = state.touched[slot, w.T_PARTITION]
-            rows.offset[place] = state.touched[slot, w.T_OFFSET]
+            rows.entity[place] = entity
+            rows.words[w.ROW_INSTANT, place] = scalars[w.S_CLOCK]
+            rows.words[w.ROW_PRESENT, place] = state.entities[entity, w.ENTITY_PRESENT]
+            rows.words[w.ROW_CAUSE, place] = state.touched[slot, w.T_CAUSE]
+            rows.words[w.ROW_EVENT_TIME, place] = state.touched[slot, w.T_EVENT_TIME]
+            rows.words[w.ROW_PARTITION, place] = state.touched[slot, w.T_PARTITION]
+            rows.words[w.ROW_OFFSET, place] = state.touched[slot, w.T_OFFSET]
             _write_values(program, rows, place, state.entities[entity, w.ENTITY_VALUES :])
-            rows.present[place] = state.entities[entity, w.ENTITY_PRESENT]
             state.entities[entity, w.ENTITY_CHANGED] = scalars[w.S_CLOCK]
         _mark_dead(state, entity)
     scalars[w.S_TOUCHED] = 0
@@ -335,7 +335,7 @@ def _advance(program, state, instant, rows, values):
         hop = scalars[w.S_NEXT_HOP]
         target = min(hop, instant)
         if target > scalars[w.S_CLOCK]:
-            if rows.n[0] + scalars[w.S_TOUCHED] > len(rows.row):
+            if rows.n[0] + scalars[w.S_TOUCHED] > len(rows.entity):
                 return False
             _close(program, state, rows, values)
             scalars[w.S_CLOCK] = target
@@ -406,14 +406,20 @@ def _late_tile(program, state, entity, window, effective):
 
 
 @compiled()
-def run(program, state, batch, first, clock, rows, values):
+def pack(program, state):
+    """Write program and state to the state's ``packed``, which is all that Python passes of them to the others."""
+    write_packed(program, state)
+
+
+@compiled()
+def run(packed, batch, first, clock, rows, values):
     """Apply the events from ``first`` on and then move the clock.
 
     Returns the number of events applied so far. If it is the batch's length and the clock has reached ``clock``, the
     step is done. Otherwise ``rows`` is full: take them out and call again from there. Tiles and entity rows must have
     room.
     """
-    write_packed(program, state)
+    program, state = unpacked(packed.ctypes.data)
     scalars = state.scalars
     windows = program.windows
     n_events = len(batch.rows)
@@ -494,9 +500,9 @@ def _fetch_dirty(program, state, place, n_dirty):
 
 
 @compiled()
-def current(program, state, rows, until, empty_at, values):
+def current(packed, rows, values):
     """Write the current row of every entity touched since the last call into ``rows``, and clear the list."""
-    write_packed(program, state)
+    program, state = unpacked(packed.ctypes.data)
     windows = program.windows
     scalars = state.scalars
     n_dirty = scalars[w.S_DIRTY]
@@ -512,9 +518,9 @@ def current(program, state, rows, until, empty_at, values):
         if present != state.entities[entity, w.ENTITY_PRESENT]:
             at = scalars[w.S_CLOCK]
         _write_values(program, rows, place, values)
-        rows.present[place] = present
-        rows.row[place] = entity
-        rows.instant[place] = at
+        rows.entity[place] = entity
+        rows.words[w.ROW_INSTANT, place] = at
+        rows.words[w.ROW_PRESENT, place] = present
         first = w.FOREVER
         last = w.NEVER
         for window in range(len(program.windows)):
@@ -526,8 +532,8 @@ def current(program, state, rows, until, empty_at, values):
             first = min(first, boundary(program, window, edge))
             newest = state.tiles[state.entities[entity, windows[window, w.W_NEWEST]], w.TILE_NUMBER]
             last = max(last, boundary(program, window, leaving(program, window, newest)))
-        until[place] = first
-        empty_at[place] = last
+        rows.words[w.ROW_UNTIL, place] = first
+        rows.words[w.ROW_EMPTY_AT, place] = last
     rows.n[0] = n_dirty
     scalars[w.S_DIRTY] = 0
 

@@ -1,7 +1,7 @@
 """Program and state passed to a compiled function as one address.
 
-By value they are some 250 words, which each call would copy. What is not inlined takes the address of ``packed``
-instead, to which the functions that Python calls write them, and reads from there only what it uses.
+By value they are some 250 words, which each call would copy, and for a call from Python each array would be taken
+apart. Functions take the address of ``packed`` instead, and read from there only what they use.
 """
 
 from typing import Any

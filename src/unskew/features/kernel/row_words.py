@@ -21,40 +21,39 @@ _LEAST_ROOM = 32
 class RowWords(NamedTuple):
     """Rows in the order of instants; those of one instant are in any order.
 
-    ``keys``: theirs, or fewer, to which they are numbered elsewhere. ``caused``: whether an event closed the row's
-    instant, or only a hop. ``firsts`` and ``others``: as in ``Rows``.
+    ``keys``: theirs, or fewer, to which they are numbered elsewhere. ``words``, ``firsts`` and ``others``: as in
+    ``Rows``.
     """
 
     keys: Keys
-    instants: Ints
-    event_times: Ints
-    partitions: Ints
-    offsets: Ints
-    caused: Bools
+    words: Ints
     firsts: Ints
     others: Ints
-    present: Ints
 
     @classmethod
     def of(cls, rows: Rows, keys: Keys) -> "RowWords":
         """Return the rows that the kernel wrote, in its space."""
         count = int(rows.n[0])
-        return cls(
-            keys=keys,
-            instants=rows.instant[:count],
-            event_times=rows.event_time[:count],
-            partitions=rows.partition[:count],
-            offsets=rows.offset[:count],
-            caused=rows.cause[:count] & w.CAUSE_EVENT != 0,
-            firsts=rows.firsts[:, :count],
-            others=rows.others[:count],
-            present=rows.present[:count],
-        )
+        return cls(keys, rows.words[:, :count], rows.firsts[:, :count], rows.others[:count])
 
     def copied(self) -> "RowWords":
         """Return copies, which stay when the kernel writes other rows."""
-        arrays = {name: getattr(self, name).copy() for name in self._fields if name != "keys"}
-        return RowWords(keys=self.keys, **arrays)
+        return RowWords(self.keys, self.words.copy(), self.firsts.copy(), self.others.copy())
+
+    @property
+    def n_rows(self) -> int:
+        """The number of rows."""
+        return self.words.shape[1]
+
+    @property
+    def instants(self) -> Ints:
+        """When the rows' changes became available."""
+        return self.words[w.ROW_INSTANT]
+
+    @property
+    def caused(self) -> Bools:
+        """Whether an event closed the row's instant, or only a hop."""
+        return self.words[w.ROW_CAUSE] & w.CAUSE_EVENT != 0
 
     def growing(self) -> "GrowingWords":
         """Return the same rows with space for those of the steps that follow."""
@@ -66,13 +65,13 @@ class GrowingWords:
 
     def __init__(self, first: RowWords) -> None:
         self._keys = _GrowingKeys(first.keys)
-        self._n_rows = len(first.instants)
+        self._n_rows = first.n_rows
         self._arrays = list(first[1:])
 
     def add(self, words: RowWords) -> None:
         """Add the rows of the step that follows."""
-        begin, end = self._n_rows, self._n_rows + len(words.instants)
-        if end > len(self._arrays[0]):
+        begin, end = self._n_rows, self._n_rows + words.n_rows
+        if end > self._arrays[0].shape[1]:
             self._arrays = [
                 _with_room(array, end, _axis(name))
                 for name, array in zip(RowWords._fields[1:], self._arrays, strict=True)
@@ -119,12 +118,34 @@ class CurrentWords(NamedTuple):
     """Current rows of entities: ``Updates.current`` says what the instants are."""
 
     keys: Keys
-    changed_at: Ints
-    until: Ints
-    empty_at: Ints
+    words: Ints
     firsts: Ints
     others: Ints
-    present: Ints
+
+    @classmethod
+    def of(cls, rows: Rows, keys: Keys) -> "CurrentWords":
+        """Return the rows that the kernel wrote, which fill their space."""
+        return cls(keys, rows.words[: w.ROW_EMPTY_AT + 1], rows.firsts, rows.others)
+
+    @property
+    def changed_at(self) -> Ints:
+        """When the entities' values last changed."""
+        return self.words[w.ROW_INSTANT]
+
+    @property
+    def present(self) -> Ints:
+        """A bit for each value that is present."""
+        return self.words[w.ROW_PRESENT]
+
+    @property
+    def until(self) -> Ints:
+        """When a tile next leaves."""
+        return self.words[w.ROW_UNTIL]
+
+    @property
+    def empty_at(self) -> Ints:
+        """When the last tile leaves."""
+        return self.words[w.ROW_EMPTY_AT]
 
     @property
     def has_until(self) -> Bools:
@@ -173,5 +194,5 @@ def _with_room(array: npt.NDArray[Any], size: int, axis: int = 0) -> npt.NDArray
 
 
 def _rows(name: str, rows: Any) -> tuple[Any, ...]:
-    """Return the index of ``rows`` in a field's array: they are its first axis, but the second of ``firsts``."""
-    return (slice(None), rows) if name == "firsts" else (rows,)
+    """Return the index of ``rows`` in a field's array: they are its last axis, but the first of ``others``."""
+    return (rows,) if name == "others" else (slice(None), rows)

@@ -76,19 +76,15 @@ class Batch(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Space for rows; ``n`` [1]: their number, ``present``: a bit per feature.
+    """Space for rows; ``n`` [1]: their number, ``entity`` [rows]: their entities' rows.
 
-    ``firsts`` [features, rows]: the first word of each feature's value. ``others`` [rows, words]: the other words, of
-    lists and maps, side by side because those of a row are read one after the other.
+    ``words`` [N_ROW_WORDS, rows]: the words ``ROW_...`` of each. ``firsts`` [features, rows]: the first word of each
+    feature's value. ``others`` [rows, words]: the other words, of lists and maps, side by side because those of a row
+    are read one after the other.
     """
 
     n: Ints
-    row: npt.NDArray[np.int32]
-    instant: Ints
-    cause: npt.NDArray[np.uint8]
-    event_time: Ints
-    partition: Ints
-    offset: Ints
+    entity: npt.NDArray[np.int32]
+    words: Ints
     firsts: Ints
     others: Ints
-    present: Ints

@@ -120,6 +120,11 @@ DECAYED_AGAIN = 8
 # Items of a feature that are prefetched at most, so that the row of a wide map does not grow by a word for each key.
 MOST_HINTS = 16
 
+# Words of a row that is put out, besides its values: the instant of its change, a bit for each value that is present;
+# then, of a closed row, its causes and its last event; of a current row, when a tile next leaves, and when the last.
+ROW_INSTANT, ROW_PRESENT, ROW_CAUSE, ROW_EVENT_TIME, ROW_PARTITION, ROW_OFFSET, N_ROW_WORDS = range(7)
+ROW_UNTIL, ROW_EMPTY_AT = ROW_PRESENT + 1, ROW_PRESENT + 2
+
 # Columns of ``touched``: the entity row, its causes, and the last event applied at the open instant.
 T_ROW, T_CAUSE, T_EVENT_TIME, T_PARTITION, T_OFFSET, N_T_COLUMNS = range(6)
 CAUSE_HOP, CAUSE_EVENT = 1, 2

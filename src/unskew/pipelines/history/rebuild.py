@@ -137,7 +137,7 @@ class Feed:
                     events = events.filter(pl.Series(is_here[shard_of(events["key"], len(is_here))]))
             for name, one in slices(
                 view,
-                events,
+                (events, None),
                 n_hashes=self._n_hashes,
                 partition=piece.partition,
                 n_partitions=self._n_partitions,

@@ -3,13 +3,16 @@
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import msgspec
 import numpy as np
 import polars as pl
+from typing_extensions import override
 
 from unskew.features.errors import LayoutError
+from unskew.features.event_words import EventWords
 from unskew.features.kernel.directory import Directories, Directory
 from unskew.features.kernel.repeats import Repeats
 from unskew.features.plan import ViewPlan
@@ -35,7 +38,7 @@ class Slice(msgspec.Struct, frozen=True):
     partition has reached its end offset and no longer holds back the others. ``n_partitions``: number of partitions of
     the topic. ``replaying``: an earlier run of the process showed more than the partition has given so far.
     ``resumed``: the partition began with a clock that earlier slices carried, and its first slice carries it without
-    events.
+    events. ``words``: the events as arrays, if they were made already.
     """
 
     view: str
@@ -48,6 +51,13 @@ class Slice(msgspec.Struct, frozen=True):
     events: pl.DataFrame | None
     replaying: bool = False
     resumed: bool = False
+    words: EventWords | None = None
+
+    @override
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process makes the arrays itself: they would be as large as the events.
+        fields = {name: getattr(self, name) for name in self.__struct_fields__ if name != "words"}
+        return partial(Slice, **fields), ()
 
 
 @dataclass(slots=True)
@@ -142,7 +152,8 @@ class Shard:
         if self.state.view.partitioned:
             if piece.clock_us is None:
                 return self._without_clock(ended=piece.ended)
-            return self._apply(piece.events, max(piece.clock_us, self.state.clock_us or piece.clock_us))
+            clock_us = max(piece.clock_us, self.state.clock_us or piece.clock_us)
+            return self._apply(piece.events, clock_us, piece.words)
         self._wait(piece)
         return self._step(piece.n_partitions)
 
@@ -170,12 +181,13 @@ class Shard:
             taken.append(self._step(waiting))
         return [update for update in taken if update is not None]
 
-    def _apply(self, events: pl.DataFrame | None, clock_us: int) -> Updates:
+    def _apply(self, events: pl.DataFrame | None, clock_us: int, words: EventWords | None = None) -> Updates:
         """Apply events, which are in the order in which they count, except those that are repeats."""
         before = self.dropped
         if self.repeats is not None:
             events = self.repeats.drop(events, clock_us)
-        updates = self.state.apply(events, clock_us)
+            words = words if self.dropped == before else None
+        updates = self.state.apply(events, clock_us, words)
         if events is not None and events.height:
             if self.state.view.partitioned:
                 self._siblings.refuse_strangers(self, events)
