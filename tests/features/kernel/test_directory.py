@@ -69,6 +69,16 @@ def test_keys_are_found_in_the_first_of_the_other_groups(sizes: list[int], steps
             assert together.other_than(own, _keys(asked)).tolist() == expected
 
 
+@pytest.mark.parametrize("length", [0, 8, 24, 25, 300])
+@pytest.mark.parametrize("count", [1, 2, 1000, 1001])
+def test_keys_of_any_length_and_number_are_gathered(length: int, count: int) -> None:
+    texts = [f"{number}{'x' * length}" for number in range(count)]
+    directory = Directory()
+    rows, _ = directory.insert(_keys(texts))
+
+    assert directory.gather(rows[::-1].copy()).to_series("key").to_list() == texts[::-1]
+
+
 def test_churn_of_keys_does_not_grow_the_directory() -> None:
     directory = Directory()
     for step in range(200):

@@ -50,3 +50,16 @@ def test_events_too_late_for_their_session_are_counted_behind_the_views_windows(
     assert found[-1].late_total == (0, 2)
     assert found[-1].late_by_us[1] > 0
     assert sum(found[-1].late_histogram[1]) == 2
+
+
+def test_late_events_that_were_replayed_are_not_of_the_step_that_follows():
+    """What a changelog holds counts as before, and is not counted again."""
+    planned = view(Wanted("n", "count", sliding(5 * SECOND, SECOND)))
+    state = ShardState(planned, "h0")
+    late = [events([(at * SECOND, event_time * SECOND, {"user": "a"})]) for at, event_time in ((6, 0), (20, 1))]
+
+    state.replay(evaluate(planned, late[0]).events, 6 * SECOND)
+    found = state.apply(evaluate(planned, late[1]).events, 20 * SECOND)
+
+    assert found.late == (1,)
+    assert found.late_total == (2,)

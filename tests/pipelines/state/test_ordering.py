@@ -1,6 +1,7 @@
 """What a shard rests on when it begins, and when it begins again: not on which partition happened to be read first."""
 
 import itertools
+import pickle
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,6 +15,7 @@ from polars.testing import assert_frame_equal
 from tests.support.plans import SECOND, Wanted, events, republished, session, sessions, sliding, view
 from unskew.features.errors import LayoutError
 from unskew.features.evaluate import evaluate
+from unskew.features.event_words import EventWords
 from unskew.features.shard_state import ShardState
 from unskew.features.updates import Updates
 from unskew.pipelines.state.changelog import Changelog, Changelogs
@@ -43,6 +45,17 @@ def piece(partition, clock_us, *arrivals, **more):
         of_view = evaluate(VIEW, events(rows, partition=partition)).events
     first_us = arrivals[0] if arrivals else None
     return Slice(VIEW.id, "h0", partition, N, clock_us, first_us, more.pop("ended", False), of_view, **more)
+
+
+def test_a_slice_goes_to_another_process_without_the_arrays_of_its_events():
+    one = piece(1, 5 * SECOND, 2 * SECOND, 4 * SECOND, replaying=True)
+    with_words = msgspec.structs.replace(one, words=EventWords.of(one.events))
+
+    arrived = pickle.loads(pickle.dumps(with_words))
+
+    assert arrived.words is None
+    assert_frame_equal(arrived.events, one.events)
+    assert msgspec.structs.replace(arrived, events=one.events) == one
 
 
 def steps(shard, *pieces):

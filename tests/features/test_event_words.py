@@ -1,0 +1,113 @@
+"""Events as arrays: a part of them is what its frame alone gives, and a state makes the same of both."""
+
+import datetime as dt
+import itertools
+import random
+from dataclasses import replace
+from decimal import Decimal
+
+import numpy as np
+import polars as pl
+import pytest
+
+from tests.support.plans import DAY, HOUR, MINUTE, SECOND, Wanted, events, lifetime, session, sessions, sliding, view
+from unskew.features.evaluate import evaluate
+from unskew.features.event_words import EventWords
+from unskew.features.shard_state import ShardState
+
+WINDOW = sliding(5 * MINUTE, MINUTE)
+COLUMNS = {"b": pl.Boolean(), "at": pl.Datetime("us", "UTC"), "d": pl.Decimal(38, 2), "s": pl.String()}
+OF_NUMBERS = [
+    Wanted("n", "count", WINDOW),
+    Wanted("sum", "sum", WINDOW, "x"),
+    Wanted("seldom", "max", WINDOW, "n", "int64", filter="n > 3"),
+    Wanted("mean", "mean", sliding(DAY, HOUR), "x", filter="x > 0"),
+    Wanted("is_on", "last", WINDOW, "b", "bool"),
+    Wanted("last_at", "max", WINDOW, "at", "timestamp"),
+    Wanted("price", "max", lifetime(), "d", "decimal(38,2)"),
+    Wanted("latest", "last_time", WINDOW, None, "timestamp"),
+    Wanted("known", "count", WINDOW, "n", "int64"),
+    Wanted("median", "quantile", WINDOW, "x", parameters={"q": 0.5, "bits": 7}),
+]
+OF_TEXTS = [
+    Wanted("word", "last", WINDOW, "s", "string"),
+    Wanted("words", "count", WINDOW, "s", "string"),
+    Wanted("different", "approx_count_distinct", WINDOW, "s", "string", parameters={"bits": 10}),
+    Wanted("long", "count", WINDOW, filter="s <> 'word'"),
+]
+PLANS = {
+    "numbers": view(*OF_NUMBERS, columns=COLUMNS),
+    "texts": view(*OF_TEXTS, columns=COLUMNS),
+    "both": view(*OF_NUMBERS, *OF_TEXTS, columns=COLUMNS),
+    "sessions": replace(
+        view(Wanted("count", "count", sliding(HOUR, MINUTE))),
+        sessions=sessions(MINUTE, SECOND, Wanted("spent", "sum", session(MINUTE, SECOND), "x")),
+    ),
+}
+
+
+def evaluated(plan, draw, n):
+    """Return events of few entities, of which many values are null."""
+    rows = [
+        (
+            at * SECOND,
+            (at - draw.randrange(3)) * SECOND,
+            {
+                "user": f"u{draw.randrange(9)}é|{'long' * draw.randrange(12)}",
+                "x": draw.choice([0.1, -0.0, 1e15, 5e-324, None]),
+                "n": draw.choice([0, 7, -(2**63), 2**63 - 1, 3, None]),
+                "s": draw.choice(["é\n", "", "word", None]),
+                "d": draw.choice([Decimal("-0.01"), Decimal("12.30"), None]),
+                "b": draw.choice([True, False, None]),
+                "at": draw.choice([None, dt.datetime(1, 1, 1, tzinfo=dt.UTC), dt.datetime(2026, 3, 1, tzinfo=dt.UTC)]),
+            },
+        )
+        for at in sorted(draw.randrange(9, 5 * n) for _ in range(n))
+    ]
+    return evaluate(plan, events(rows, columns=COLUMNS)).events
+
+
+def cuts(draw, n):
+    return itertools.pairwise(sorted({0, n, *(draw.randrange(n + 1) for _ in range(12))}))
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_a_part_is_what_its_frame_gives(plan):
+    for seed in range(10):
+        draw = random.Random(seed)
+        whole = evaluated(plan, draw, 60)
+        words = EventWords.of(whole)
+        for begin, end in cuts(draw, whole.height):
+            part, alone = words.part(begin, end), EventWords.of(whole[begin:end])
+
+            assert part.keys.texts() == alone.keys.texts()
+            for name in ("numbers", "flags"):
+                found, expected = getattr(part, name), getattr(alone, name)
+                assert found.keys() == expected.keys()
+                assert all(np.array_equal(found[column], expected[column]) for column in found)
+            # Where the part alone has no null, it need not say so.
+            assert alone.known.keys() <= part.known.keys()
+            for column, known in part.known.items():
+                assert np.array_equal(known, alone.known.get(column, np.ones(end - begin, np.bool_)))
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_steps_with_arrays_are_those_without(plan):
+    n_rows = 0
+    for seed in range(10):
+        draw = random.Random(seed)
+        whole = evaluated(plan, draw, 60)
+        words = EventWords.of(whole)
+        one, other = ShardState(plan, "p0.0"), ShardState(plan, "p0.0")
+        for begin, end in cuts(draw, whole.height):
+            clock_us = int(whole["arrival"][end - 1])
+
+            found = one.apply(whole[begin:end], clock_us, words.part(begin, end))
+            expected = other.apply(whole[begin:end], clock_us)
+
+            assert found.closed.equals(expected.closed)
+            assert found.current.equals(expected.current)
+            assert (found.late, found.late_histogram) == (expected.late, expected.late_histogram)
+            n_rows += found.closed.height
+        assert one.to_bytes() == other.to_bytes()
+    assert n_rows > 100
