@@ -41,6 +41,7 @@ from unskew import Entity, Feature, FeatureStore, FeatureView, Sliding, Stream, 
 from unskew.features import shard_state
 from unskew.features.definitions.compile import compile as compile_definitions
 from unskew.features.evaluate import Evaluator
+from unskew.features.events import Events
 from unskew.features.plan import Plan, ViewPlan
 from unskew.pipelines.history.archive import Archive, columns_of
 from unskew.pipelines.history.backfill import Backfill, backfill
@@ -162,7 +163,7 @@ def divided(archive: Archive, view: ViewPlan, root: Path, n_events: int) -> None
         """All that each process does for every event."""
         found = []
         for piece in pieces(archive, {}, whole(archive), columns_of(view)):
-            events = evaluate(piece.events).events if piece.events.height else None
+            events = Events(evaluate(piece.events).events) if piece.events.height else None
             place = {"partition": piece.partition, "n_partitions": N_PARTITIONS, "clock_us": piece.clock_us}
             found += slices(view, events, n_hashes=N_SHARDS, first_us=piece.first_us, ended=piece.ended, **place)
         return [one for _, one in found]
@@ -171,7 +172,9 @@ def divided(archive: Archive, view: ViewPlan, root: Path, n_events: int) -> None
     _, exchange_s, _ = timed(lambda: [pickle.loads(pickle.dumps(one)) for one in items])
     print(f"| a million events | processor, s |\n|---|---|\n| read, evaluate, split | {split_s * 1e6 / n_events:.2f} |")
     keys = (
-        pl.concat([one.events["key"] for one in items if one.shard == "h0" and one.events is not None]).unique().sort()
+        pl.concat([one.events.frame["key"] for one in items if one.shard == "h0" and one.events is not None])
+        .unique()
+        .sort()
     )
     keys = keys.gather_every(max(1, len(keys) // SAMPLED))
     _, count_s, _ = timed(lambda: archive.count({}, whole(archive)))

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from tests.support.fed import KEYS, bits
 from tests.support.histories import N_PACKS, WINDOWS, History, histories, laws, pack
-from tests.support.plans import republished
+from tests.support.plans import SECOND, Wanted, events, lifetime, republished, sliding
+from tests.support.plans import view as plan_of
 from unskew.features.plan import ViewPlan
 from unskew.monitoring.recount import Recount
 from unskew.pipelines.history.archive import Archive, Reached
@@ -166,6 +167,53 @@ def test_rebuild_and_backfill_equal_the_recount(named: str, data: st.DataObject)
         if history.events.height:
             coverage = read_coverage(view_root(root / "log", view.name, view.version))
             assert {shard.complete_to_us for shard in coverage.shards.values()} == {history.clock_us - 1}
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        Wanted("sum", "sum", sliding(5 * SECOND, SECOND), "x"),
+        Wanted("n", "count", sliding(5 * SECOND, SECOND)),
+        Wanted("n", "count", lifetime()),
+    ],
+    ids=["with values", "without values", "at one instant"],
+)
+def test_a_backfill_goes_on_where_the_shards_of_a_partition_are_unequally_far(wanted, tmp_path):
+    """A piece of the archive begins before the place of one shard, and ends after it."""
+    view = republished(plan_of(wanted), partitioned=True)
+    instants = [1 if wanted.window == lifetime() else at for at in range(1, 41)]
+    rows = [(at * SECOND, at * SECOND, {"user": f"u{n % 8}", "x": float(n)}) for n, at in enumerate(instants)]
+    table = ArchiveTable(tmp_path / "archive", view.stream.topic, 0, None)
+    table.append(events(rows), first_us=SECOND, clock_us=instants[-1] * SECOND)
+    table.snapshot()
+    table.snapshot()
+    table.settle()
+    archive = Archive.open(tmp_path / "archive", view.stream)
+    changelogs, seeds = Changelogs(tmp_path / "state" / "changelog"), Seeds(tmp_path / "state")
+    end = {0: Reached(offset=40, clock_us=41 * SECOND)}
+
+    for shards, upto in ((["p0.0"], {0: Reached(offset=20, clock_us=instants[19] * SECOND)}), (["p0.0", "p0.1"], end)):
+        backfill(
+            Backfill(
+                view=view,
+                archive=archive,
+                end=upto,
+                shards=shards,
+                n_partitions=1,
+                n_hashes=2,
+                log=tmp_path / "log",
+                seeds=seeds,
+                changelogs=changelogs,
+            )
+        )
+    changelogs.close()
+
+    log, history = log_of(tmp_path / "log", view), History(events(rows), 41 * SECOND)
+    recount = Recount(view, history.events)
+    for key in {row["user"] for _, _, row in rows}:
+        found = rows_of(log, view, key, "backfill")
+        assert found == expected(recount, key, history, "backfill")
+        assert found
 
 
 def _until_done(job: Backfill, draw: random.Random) -> None:

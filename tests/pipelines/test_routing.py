@@ -91,7 +91,7 @@ def test_views_that_share_an_evaluation_get_what_each_gets_alone(numbers):
         assert found.view == expected.view
         assert (found.events is None) == (expected.events is None)
         if found.events is not None:
-            assert_frame_equal(found.events, expected.events)
+            assert_frame_equal(found.events.frame, expected.events.frame)
     # What a view refuses is a dead letter of its own, with its name.
     assert letters.height == sum(of_view.height for _, of_view in alone)
     assert {name for name in ("refuses", "refuses_too") if letters["reason"].str.starts_with(f"{name}.").any()} == (

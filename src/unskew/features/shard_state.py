@@ -9,7 +9,7 @@ import numpy.typing as npt
 import polars as pl
 
 from unskew.features.evaluate import Evaluator
-from unskew.features.event_words import EventWords
+from unskew.features.events import Events
 from unskew.features.kernel import state_bytes
 from unskew.features.kernel import words as w
 from unskew.features.kernel.accumulators import mark_texts
@@ -236,18 +236,17 @@ class ShardState:
         """The number of texts that numbers stand for; some may no longer be in use."""
         return len(self._texts)
 
-    def apply(self, events: pl.DataFrame | None, clock_us: int, words: EventWords | None = None) -> Updates:
+    def apply(self, events: Events | pl.DataFrame | None, clock_us: int) -> Updates:
         """Apply events in the given order, then move the clock.
 
         ``events``: as from ``evaluate``; arrivals never decrease and are not before the clock. ``clock_us``: not before
-        the last arrival; instants before it are closed, and the instant itself stays open. ``words``: the events as
-        arrays, if they were made already.
+        the last arrival; instants before it are closed, and the instant itself stays open.
         """
         if self._is_quiet(events, clock_us):
             return self._unchanged(clock_us)
         before, _ = self._late_shown
         chunks: list[StepRows] = []
-        self._run(*self._own_events(events, clock_us, words), lambda rows: chunks.append(self._closed(rows)))
+        self._run(self._own_events(events, clock_us), clock_us, lambda rows: chunks.append(self._closed(rows)))
         late, late_by = self._late()
         updates = self._updates(
             clock_us=clock_us,
@@ -264,7 +263,7 @@ class ShardState:
         """Return a step of this shard with these fields."""
         return self._blank.but(since_us=self.since_us, **fields)
 
-    def _is_quiet(self, events: pl.DataFrame | None, clock_us: int) -> bool:
+    def _is_quiet(self, events: Events | pl.DataFrame | None, clock_us: int) -> bool:
         """Return true if the clock may simply be set: nothing is open or waits, and no tile leaves until then."""
         if (events is not None and events.height) or self._sessions is not None or self.since_us is None:
             return False
@@ -295,13 +294,13 @@ class ShardState:
             )
         return self._quiet.but(clock_us=clock_us, since_us=self.since_us)
 
-    def replay(self, events: pl.DataFrame | None, clock_us: int) -> None:
+    def replay(self, events: Events | pl.DataFrame | None, clock_us: int) -> None:
         """Change the state as ``apply`` does, and return nothing."""
 
         def count(rows: Rows) -> None:
             self.seq += int(rows.n[0])
 
-        self._run(*self._own_events(events, clock_us, None), count)
+        self._run(self._own_events(events, clock_us), clock_us, count)
         self._late()
         self._clear_dirty()
         self._forget()
@@ -334,16 +333,16 @@ class ShardState:
             if not len(chosen):
                 return
 
-    def _own_events(
-        self, events: pl.DataFrame | None, clock_us: int, words: EventWords | None
-    ) -> tuple[pl.DataFrame | None, EventWords | None, int]:
-        """Return the arguments; for a view over sessions, the sessions that close by them in place of the events."""
+    def _own_events(self, events: Events | pl.DataFrame | None, clock_us: int) -> Events | None:
+        """Return the events themselves; for a view over sessions, the sessions that close by them and the clock."""
+        if isinstance(events, pl.DataFrame):
+            events = Events(events)
         if self._sessions is None or self._over_sessions is None:
-            return events, words, clock_us
-        closed = self._over_sessions(self._sessions.close_sessions(events, words, clock_us)).events
+            return events
+        closed = self._over_sessions(self._sessions.close_sessions(events, clock_us)).events
         if self.since_us is None:
             self.since_us = self._sessions.since_us
-        return closed, None, clock_us
+        return Events(closed)
 
     @property
     def newcomers(self) -> Keys | None:
@@ -372,12 +371,10 @@ class ShardState:
             self._late_shown = tuple(map(tuple, late.tolist())), tuple(late_by.tolist())
         return self._late_shown
 
-    def _run(
-        self, events: pl.DataFrame | None, words: EventWords | None, clock_us: int, take: Callable[[Rows], None]
-    ) -> None:
+    def _run(self, events: Events | None, clock_us: int, take: Callable[[Rows], None]) -> None:
         """Apply events and move the clock; call ``take`` with closed rows, as many at a time as there is space for."""
         self._quiet = None
-        batch = self._batch(events, words)
+        batch = self._batch(events)
         if len(batch.arrival) and batch.arrival[0] < self._state.scalars[w.S_CLOCK]:
             raise ValueError(f"{self.view.id}/{self.shard}: an event arrived before the clock {self.clock_us}")
         if self.since_us is None:
@@ -397,13 +394,13 @@ class ShardState:
             if done == len(batch.rows) and self._state.scalars[w.S_CLOCK] >= clock_us:
                 return
 
-    def close_sessions(self, events: pl.DataFrame | None, words: EventWords | None, clock_us: int) -> pl.DataFrame:
+    def close_sessions(self, events: Events | None, clock_us: int) -> pl.DataFrame:
         """Apply events as ``apply`` does, and return only the sessions that close.
 
         They are events of a stream, in the order of (instant, key).
         """
         # Nobody reads the rows of the inner view.
-        self._run(events, words, clock_us, lambda _rows: None)
+        self._run(events, clock_us, lambda _rows: None)
         self._clear_dirty()
         count = int(self._state.scalars[w.S_CLOSINGS])
         self._state.scalars[w.S_CLOSINGS] = 0
@@ -431,7 +428,7 @@ class ShardState:
         self._forget()
         return frame.with_columns(length)[order]
 
-    def _batch(self, events: pl.DataFrame | None, words: EventWords | None) -> Batch:
+    def _batch(self, events: Events | None) -> Batch:
         n_filters, n_columns = len(self.view.filters), len(self._columns)
         if events is None or events.height == 0:
             self._reserve(0)
@@ -440,8 +437,7 @@ class ShardState:
                 np.empty(0, np.int32), empty, empty, empty, empty, empty,
                 np.empty((n_filters, 0), np.bool_), np.empty((n_columns, 0), np.int64), np.empty((n_columns, 0), np.bool_),
             )  # fmt: skip
-        if words is None:
-            words = EventWords.of(events)
+        words = events.words
         filters = np.empty((n_filters, events.height), np.bool_)
         for index in range(n_filters):
             filters[index] = words.flags[f"f{index}"]
@@ -457,7 +453,7 @@ class ShardState:
             if wanted.coding == "raw" and name in words.numbers:
                 numbers[index] = words.numbers[name]
             else:
-                numbers[index] = self._numbers(index, wanted, events.get_column(name))
+                numbers[index] = self._numbers(index, wanted, events.frame.get_column(name))
         rows, fresh = self._rows_of(words.keys, events.height * len(self.view.windows))
         self._newcomers = self.directory.gather(fresh) if len(fresh) and self.view.partitioned else None
         self._reserve(events.height)
@@ -505,9 +501,8 @@ class ShardState:
         if self._notes_closings:
             needed = self.n_tiles + n_events
             if needed > len(self._state.closings) or not len(self._state.closings):
-                self._state = self._state._replace(
-                    closings=np.empty((2 * needed + 1, w.C_VALUES + self._program.value_words), np.int64)
-                )
+                closings = np.empty((2 * needed + 1, w.C_VALUES + self._program.value_words), np.int64)
+                self._hold(self._state._replace(closings=closings))
 
     def _reserve_items(self, count: int) -> None:
         state = self._state
@@ -518,12 +513,12 @@ class ShardState:
         links = links_of(items)
         slots = np.full(1 << len(items).bit_length(), w.NONE, np.int32)
         fill_slots(state.scalars, items, links, slots, self._in_table)
-        self._state = state._replace(items=items, item_links=links, slots=slots)
+        self._hold(state._replace(items=items, item_links=links, slots=slots))
 
     def _show_texts(self) -> None:
         texts, state = self._texts.arrays, self._state
         if texts.records is not state.text_records or texts.pool is not state.text_pool:
-            self._state = state._replace(text_records=texts.records, text_pool=texts.pool)
+            self._hold(state._replace(text_records=texts.records, text_pool=texts.pool))
 
     def _rows_of(self, keys: Keys, n_tiles: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
         """Return the rows of keys, and which of them were made; afterwards there is room for ``n_tiles`` more tiles."""
@@ -531,15 +526,20 @@ class ShardState:
         capacity = self.directory.capacity
         if capacity > len(self._state.entities):
             rows_of = {name: grown(getattr(self._state, name), capacity) for name in _ROW_ARRAYS}
-            self._state = self._state._replace(entities=with_more(self._state.entities, capacity), **rows_of)
+            self._hold(self._state._replace(entities=with_more(self._state.entities, capacity), **rows_of))
         tiles = len(self._state.tiles)
         free = tiles - int(self._state.scalars[w.S_TILES])
         if n_tiles > free:
-            self._state = _with_tiles(self._state, max(2 * tiles, tiles + n_tiles - free))
+            self._hold(_with_tiles(self._state, max(2 * tiles, tiles + n_tiles - free)))
         # Most batches bring no new keys, and calling compiled code costs more than to look.
         if len(fresh):
             reset_rows(self._program, self._state.entities, fresh, self._empty, self._empty_present)
         return rows, fresh
+
+    def _hold(self, state: State) -> None:
+        """Continue with a state that has more room; the memory of the arrays that it replaces is free from here on."""
+        self._is_packed = None
+        self._state = state
 
     def _packed(self) -> npt.NDArray[np.int64]:
         """Return program and state as the kernel takes them; arrays that are replaced afterwards are not in it."""

@@ -5,11 +5,10 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from unskew.features.evaluate import Evaluator
-from unskew.features.event_words import EventWords
+from unskew.features.events import Events
 from unskew.features.keys import shard_of
 from unskew.features.plan import ViewPlan
 from unskew.features.rejection import Rejection
@@ -19,9 +18,6 @@ from unskew.pipelines.kafka.poll import Poll
 from unskew.pipelines.state.journal import Journal, Refused
 from unskew.pipelines.state.ordering import Slice, shard_names
 
-Part = tuple[pl.DataFrame | None, EventWords | None]
-"""A view's events of one poll, and the same as arrays, if they were made; None for none."""
-NO_EVENTS: Part = (None, None)
 MOST_TOGETHER = 10_000
 """Polls with at most so many records together are decoded at once; more would take memory and save nothing."""
 
@@ -119,13 +115,12 @@ class Router:
         topic = self._decoder.topic
         dead = [[one.dead] for one in decoded]
         # Equal events are evaluated once, unless a view refuses some.
-        shared: dict[int, list[Part]] = {}
+        shared: dict[int, list[Events]] = {}
         for view, evaluate, number in self._views:
             parts = shared.get(number)
             if parts is None and events.height:
                 evaluated = evaluate(events)
-                ends = _begins(evaluated.events["partition"], polls)
-                parts = _parts(evaluated.events, ends, as_words=view.partitioned and self._n_hashes == 1)
+                parts = Events(evaluated.events).parts(_begins(evaluated.events["partition"], polls))
                 if evaluated.rejected.height:
                     begins = _begins(evaluated.rejected["_partition"], polls)
                     for poll, letters_, (begin, end) in zip(polls, dead, itertools.pairwise(begins), strict=True):
@@ -136,7 +131,7 @@ class Router:
             for place, poll in enumerate(polls):
                 yield from slices(
                     view,
-                    NO_EVENTS if parts is None else parts[place],
+                    None if parts is None else parts[place],
                     n_hashes=self._n_hashes,
                     partition=poll.partition,
                     n_partitions=self._n_partitions,
@@ -188,7 +183,7 @@ def _begins(partitions: pl.Series, polls: Sequence[Poll]) -> list[int]:
 
 def slices(
     view: ViewPlan,
-    part: Part,
+    events: Events | None,
     *,
     n_hashes: int,
     partition: int,
@@ -201,14 +196,13 @@ def slices(
 ) -> Iterator[tuple[str, Slice]]:
     """Yield the slice of every shard that a partition feeds, keyed by ``view@version/shard``.
 
-    ``part``: the view's events of the partition, as from ``evaluate``; the other arguments are those of ``Slice``.
+    ``events``: the view's events of the partition; the other arguments are those of ``Slice``.
     """
     names = shard_names(view, [partition], n_hashes)
-    events, _ = part
-    pieces: list[Part] = [NO_EVENTS] * len(names)
+    pieces: Sequence[Events | None] = [None] * len(names)
     if events is not None and events.height:
-        pieces = [part] if len(names) == 1 else _split(view, events, shard_of(events["key"], len(names)), len(names))
-    for name, (piece, words) in zip(names, pieces, strict=True):
+        pieces = [events] if len(names) == 1 else _split(events.frame, len(names))
+    for name, piece in zip(names, pieces, strict=True):
         yield (
             f"{view.id}/{name}",
             Slice(
@@ -220,27 +214,17 @@ def slices(
                 first_us=first_us,
                 ended=ended,
                 events=piece,
-                words=words,
                 replaying=replaying,
                 resumed=resumed,
             ),
         )
 
 
-def _split(view: ViewPlan, events: pl.DataFrame, shards: npt.NDArray[np.int64], count: int) -> list[Part]:
+def _split(events: pl.DataFrame, count: int) -> list[Events]:
+    """Return the events of each of so many shards."""
+    shards = shard_of(events["key"], count)
     ordered = gathered(events, np.argsort(shards, kind="stable"))
-    ends = [0, *np.cumsum(np.bincount(shards, minlength=count)).tolist()]
-    # A shard that waits for all partitions puts events in another order, so it has no use for arrays of these.
-    return _parts(ordered, ends, as_words=view.partitioned)
-
-
-def _parts(events: pl.DataFrame, ends: Sequence[int], *, as_words: bool) -> list[Part]:
-    """Return the events between these places; ``as_words``: as arrays too."""
-    words = EventWords.of(events) if as_words and events.height else None
-    return [
-        (events.slice(begin, end - begin), None if words is None else words.part(begin, end))
-        for begin, end in itertools.pairwise(ends)
-    ]
+    return Events(ordered).parts([0, *np.cumsum(np.bincount(shards, minlength=count)).tolist()])
 
 
 def _letters(poll: Poll, topic: str, view: str, rejected: pl.DataFrame) -> pl.DataFrame:

@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 
 from unskew.features.errors import LayoutError
+from unskew.features.events import Events
 from unskew.features.plan import ViewPlan
 from unskew.features.shard_state import ShardState
 from unskew.features.updates import StepRows, Updates
@@ -230,8 +231,9 @@ class _Shard:
     def take(self, piece: Slice) -> None:
         """Apply what is new to the shard, and append what it puts out to the log."""
         events = piece.events
-        if events is not None and events.height and int(events.item(0, "offset")) < self._from:
-            piece = msgspec.structs.replace(piece, events=events.filter(pl.col("offset") >= self._from))
+        if events is not None and events.height and int(events.frame.item(0, "offset")) < self._from:
+            new = events.frame.filter(pl.col("offset") >= self._from)
+            piece = msgspec.structs.replace(piece, events=Events(new))
         updates = self.shard.take(piece)
         if isinstance(updates, Updates) and updates.closed_rows.height:
             backfilled = pl.lit("backfill").cast(updates.closed.schema["cause"])

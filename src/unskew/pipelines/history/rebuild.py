@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from unskew.features.evaluate import Evaluator
+from unskew.features.events import Events
 from unskew.features.keys import encode_keys, shard_of
 from unskew.features.plan import ViewPlan
 from unskew.features.shard_state import ShardState
@@ -137,7 +138,7 @@ class Feed:
                     events = events.filter(pl.Series(is_here[shard_of(events["key"], len(is_here))]))
             for name, one in slices(
                 view,
-                (events, None),
+                None if events is None else Events(events),
                 n_hashes=self._n_hashes,
                 partition=piece.partition,
                 n_partitions=self._n_partitions,

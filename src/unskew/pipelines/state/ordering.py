@@ -3,16 +3,14 @@
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import msgspec
 import numpy as np
 import polars as pl
-from typing_extensions import override
 
 from unskew.features.errors import LayoutError
-from unskew.features.event_words import EventWords
+from unskew.features.events import Events
 from unskew.features.kernel.directory import Directories, Directory
 from unskew.features.kernel.repeats import Repeats
 from unskew.features.plan import ViewPlan
@@ -38,7 +36,7 @@ class Slice(msgspec.Struct, frozen=True):
     partition has reached its end offset and no longer holds back the others. ``n_partitions``: number of partitions of
     the topic. ``replaying``: an earlier run of the process showed more than the partition has given so far.
     ``resumed``: the partition began with a clock that earlier slices carried, and its first slice carries it without
-    events. ``words``: the events as arrays, if they were made already.
+    events.
     """
 
     view: str
@@ -48,16 +46,9 @@ class Slice(msgspec.Struct, frozen=True):
     clock_us: int | None
     first_us: int | None
     ended: bool
-    events: pl.DataFrame | None
+    events: Events | None
     replaying: bool = False
     resumed: bool = False
-    words: EventWords | None = None
-
-    @override
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Another process makes the arrays itself: they would be as large as the events.
-        fields = {name: getattr(self, name) for name in self.__struct_fields__ if name != "words"}
-        return partial(Slice, **fields), ()
 
 
 @dataclass(slots=True)
@@ -153,7 +144,7 @@ class Shard:
             if piece.clock_us is None:
                 return self._without_clock(ended=piece.ended)
             clock_us = max(piece.clock_us, self.state.clock_us or piece.clock_us)
-            return self._apply(piece.events, clock_us, piece.words)
+            return self._apply(piece.events, clock_us)
         self._wait(piece)
         return self._step(piece.n_partitions)
 
@@ -181,17 +172,18 @@ class Shard:
             taken.append(self._step(waiting))
         return [update for update in taken if update is not None]
 
-    def _apply(self, events: pl.DataFrame | None, clock_us: int, words: EventWords | None = None) -> Updates:
+    def _apply(self, events: Events | None, clock_us: int) -> Updates:
         """Apply events, which are in the order in which they count, except those that are repeats."""
         before = self.dropped
         if self.repeats is not None:
-            events = self.repeats.drop(events, clock_us)
-            words = words if self.dropped == before else None
-        updates = self.state.apply(events, clock_us, words)
+            kept = self.repeats.drop(None if events is None else events.frame, clock_us)
+            if self.dropped != before and kept is not None:
+                events = Events(kept)
+        updates = self.state.apply(events, clock_us)
         if events is not None and events.height:
             if self.state.view.partitioned:
-                self._siblings.refuse_strangers(self, events)
-            self.changelog.append(events)
+                self._siblings.refuse_strangers(self, events.frame)
+            self.changelog.append(events.frame)
         return self._completed(updates, self.dropped - before)
 
     def _completed(self, updates: Updates, duplicates: int = 0) -> Updates:
@@ -268,7 +260,7 @@ class Shard:
             )
         self._n_partitions = piece.n_partitions
         if piece.events is not None and piece.events.height:
-            waiting.frames.setdefault(piece.partition, deque()).append(piece.events)
+            waiting.frames.setdefault(piece.partition, deque()).append(piece.events.frame)
         if piece.clock_us is not None:
             waiting.clocks[piece.partition] = piece.clock_us
         if piece.ended:
@@ -291,17 +283,17 @@ class Shard:
         state = self.state
         return NothingToCome(state.view, state.shard) if ended and state.clock_us is None else None
 
-    def _release(self, clock_us: int, *, everything: bool) -> pl.DataFrame | None:
+    def _release(self, clock_us: int, *, everything: bool) -> Events | None:
         """Take out the events that ``clock_us`` has passed, in the order in which they count."""
         frames = self._waiting.take_before(None if everything else clock_us)
         if not frames:
             return None
         events = joined(frames)
         arrivals = events["arrival"].to_numpy()
-        if (arrivals[1:] >= arrivals[:-1]).all():
-            return events
-        # Those of each partition are in the order of arrivals already, which a stable sort only has to merge.
-        return gathered(events, np.argsort(arrivals, kind="stable"))
+        if (arrivals[1:] < arrivals[:-1]).any():
+            # Those of each partition are in the order of arrivals already, which a stable sort only has to merge.
+            events = gathered(events, np.argsort(arrivals, kind="stable"))
+        return Events(events)
 
     def to_snapshot(self) -> dict[str, Any]:
         """Make the changelog durable and return what the shard needs to continue: plain types, events as Arrow IPC.

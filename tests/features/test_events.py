@@ -1,7 +1,6 @@
 """Events as arrays: a part of them is what its frame alone gives, and a state makes the same of both."""
 
 import datetime as dt
-import itertools
 import random
 from dataclasses import replace
 from decimal import Decimal
@@ -12,7 +11,7 @@ import pytest
 
 from tests.support.plans import DAY, HOUR, MINUTE, SECOND, Wanted, events, lifetime, session, sessions, sliding, view
 from unskew.features.evaluate import evaluate
-from unskew.features.event_words import EventWords
+from unskew.features.events import Events, EventWords
 from unskew.features.shard_state import ShardState
 
 WINDOW = sliding(5 * MINUTE, MINUTE)
@@ -68,7 +67,7 @@ def evaluated(plan, draw, n):
 
 
 def cuts(draw, n):
-    return itertools.pairwise(sorted({0, n, *(draw.randrange(n + 1) for _ in range(12))}))
+    return sorted({0, n, *(draw.randrange(n + 1) for _ in range(12))})
 
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
@@ -76,9 +75,11 @@ def test_a_part_is_what_its_frame_gives(plan):
     for seed in range(10):
         draw = random.Random(seed)
         whole = evaluated(plan, draw, 60)
-        words = EventWords.of(whole)
-        for begin, end in cuts(draw, whole.height):
-            part, alone = words.part(begin, end), EventWords.of(whole[begin:end])
+        ends = cuts(draw, whole.height)
+        parts = Events(whole).parts(ends)
+        draw.shuffle(parts)
+        for each in parts:
+            part, alone = each.words, EventWords.of(each.frame)
 
             assert part.keys.texts() == alone.keys.texts()
             for name in ("numbers", "flags"):
@@ -88,7 +89,7 @@ def test_a_part_is_what_its_frame_gives(plan):
             # Where the part alone has no null, it need not say so.
             assert alone.known.keys() <= part.known.keys()
             for column, known in part.known.items():
-                assert np.array_equal(known, alone.known.get(column, np.ones(end - begin, np.bool_)))
+                assert np.array_equal(known, alone.known.get(column, np.ones(each.height, np.bool_)))
 
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
@@ -97,13 +98,12 @@ def test_steps_with_arrays_are_those_without(plan):
     for seed in range(10):
         draw = random.Random(seed)
         whole = evaluated(plan, draw, 60)
-        words = EventWords.of(whole)
         one, other = ShardState(plan, "p0.0"), ShardState(plan, "p0.0")
-        for begin, end in cuts(draw, whole.height):
-            clock_us = int(whole["arrival"][end - 1])
+        for part in Events(whole).parts(cuts(draw, whole.height)):
+            clock_us = int(part.frame["arrival"][-1])
 
-            found = one.apply(whole[begin:end], clock_us, words.part(begin, end))
-            expected = other.apply(whole[begin:end], clock_us)
+            found = one.apply(part, clock_us)
+            expected = other.apply(part.frame, clock_us)
 
             assert found.closed.equals(expected.closed)
             assert found.current.equals(expected.current)

@@ -1,15 +1,17 @@
-"""The columns of evaluated events as arrays, made once for the shards of several views and partitions.
+"""Evaluated events on their way to the kernel: a frame, and arrays of its columns.
 
 To make an array of a column costs as much for one event as for hundreds, and for a few events more than what the kernel
-does with them.
+does with them. So arrays are made once for the shards of several views and partitions.
 """
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+from typing_extensions import override
 
 from unskew.features.text_buffers import Keys, read_only
 
@@ -62,3 +64,47 @@ class EventWords(NamedTuple):
             {name: array[begin:end] for name, array in self.flags.items()},
             {name: array[begin:end] for name, array in self.known.items()},
         )
+
+
+class Events:
+    """Events as from ``evaluate``, in their order. ``frame``: their columns.
+
+    Whoever leaves some out makes another one, of another frame, so that frame and arrays always agree.
+    """
+
+    __slots__ = ("_begin", "_whole", "_words", "frame")
+
+    def __init__(self, frame: pl.DataFrame) -> None:
+        self.frame = frame
+        self._words: EventWords | None = None
+        # Those of which these are a part, and where it begins, until its arrays are known.
+        self._whole: Events | None = None
+        self._begin = 0
+
+    @property
+    def height(self) -> int:
+        """The number of events."""
+        return self.frame.height
+
+    @property
+    def words(self) -> EventWords:
+        """The events as arrays; those of parts are made once, together."""
+        if self._words is None:
+            whole, begin = self._whole, self._begin
+            self._words = EventWords.of(self.frame) if whole is None else whole.words.part(begin, begin + self.height)
+            self._whole = None
+        return self._words
+
+    def parts(self, ends: Sequence[int]) -> list["Events"]:
+        """Return the events between these places."""
+        found = []
+        for begin, end in pairwise(ends):
+            part = Events(self.frame.slice(begin, end - begin))
+            part._whole, part._begin = self, begin
+            found.append(part)
+        return found
+
+    @override
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process makes the arrays itself: they are as large as the frame.
+        return Events, (self.frame,)
