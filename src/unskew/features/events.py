@@ -41,19 +41,19 @@ class EventWords(NamedTuple):
             name, dtype = column.name, column.dtype
             if name == "key":
                 continue
-            if dtype == pl.Boolean():
+            if isinstance(dtype, pl.Boolean):
                 flags[name] = column.to_numpy()
                 continue
-            is_text = dtype == pl.String()
             if column.null_count():
                 known[name] = column.is_not_null().to_numpy()
-                column = column if is_text else column.fill_null(0)  # noqa: PLW2901
-            if is_text:
+            if isinstance(dtype, pl.String):
                 continue
-            array = column.to_numpy()
-            if array.dtype != np.float64:
-                array = array.astype(np.int64, copy=False)
-            numbers[name] = read_only(np.ascontiguousarray(array).view(np.int64))
+            array = (column.fill_null(0) if name in known else column).to_numpy()
+            if isinstance(dtype, pl.Float64):
+                array = array.view(np.int64)
+            elif array.dtype != np.int64:
+                array = array.astype(np.int64)
+            numbers[name] = read_only(array)
         return cls(Keys.of(events.get_column("key")), numbers, flags, known)
 
     def part(self, begin: int, end: int) -> "EventWords":

@@ -177,6 +177,8 @@ def _alike(polls: Sequence[Poll]) -> Iterator[list[Poll]]:
 
 def _begins(partitions: pl.Series, polls: Sequence[Poll]) -> list[int]:
     """Return where the rows of each poll begin, and where all end; rows and polls are in the order of partitions."""
+    if len(polls) == 1:
+        return [0, len(partitions)]
     begins: list[int] = np.searchsorted(partitions.to_numpy(), [poll.partition for poll in polls]).tolist()
     return [*begins, len(partitions)]
 
