@@ -111,3 +111,37 @@ def test_steps_with_arrays_are_those_without(plan):
             n_rows += found.closed.height
         assert one.to_bytes() == other.to_bytes()
     assert n_rows > 100
+
+
+def test_what_was_cut_divided_and_merged_is_the_same_for_whoever_asks_again():
+    draw = random.Random(1)
+    whole = evaluated(PLANS["numbers"], draw, 60)
+    one, other = Events(whole[:30]), Events(whole[30:])
+    before, after = one.cut(10)
+
+    assert (before.frame.equals(whole[:10]), after.frame.equals(whole[10:30])) == (True, True)
+    assert one.cut(10) == (before, after)
+    # Whoever asks for something else gets that.
+    assert one.cut(4)[1].frame.equals(whole[4:30])
+    assert [part.height for part in one.by_hash(1)] == [30]
+    three = one.by_hash(3)
+    assert one.by_hash(3) == three
+    assert sum(part.height for part in three) == 30
+    assert pl.concat(part.frame for part in three).sort("offset").equals(whole[:30])
+    merged = other.merged([one])
+    assert merged.frame.equals(whole)
+    assert other.merged([one]) is merged
+    assert other.merged([before]).frame.equals(pl.concat([whole[:10], whole[30:]]))
+    assert other.merged([before, after]).frame.equals(whole)
+    assert other.merged([]) is other
+
+
+def test_merged_events_of_one_arrival_come_in_the_order_given():
+    def at(partition, *arrivals):
+        rows = [(arrival * SECOND, arrival * SECOND, {"user": "u"}) for arrival in arrivals]
+        return Events(evaluate(PLANS["numbers"], events(rows, partition=partition, columns=COLUMNS)).events)
+
+    merged = at(0, 1, 3, 3, 5).merged([at(1, 3, 4), at(2, 1, 5)]).frame
+
+    found = [(arrival // SECOND, partition) for arrival, partition in merged.select("arrival", "partition").iter_rows()]
+    assert found == [(1, 0), (1, 2), (3, 0), (3, 0), (3, 1), (4, 1), (5, 0), (5, 2)]

@@ -1,8 +1,8 @@
 import polars as pl
 import pytest
 
-from unskew.features.selecting import framed
-from unskew.sinks.gathered import AT_ONCE, Gathered, joined
+from unskew.features.selecting import framed, joined
+from unskew.sinks.gathered import AT_ONCE, Gathered
 
 
 def frame(begin: int, n_rows: int) -> pl.DataFrame:

@@ -6,6 +6,7 @@ does with them. So arrays are made once for the shards of several views and part
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from operator import is_
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,8 @@ import numpy.typing as npt
 import polars as pl
 from typing_extensions import override
 
+from unskew.features.keys import shard_of
+from unskew.features.selecting import gathered, joined
 from unskew.features.text_buffers import Keys, read_only
 
 Ints = npt.NDArray[np.int64]
@@ -69,17 +72,26 @@ class EventWords(NamedTuple):
 class Events:
     """Events as from ``evaluate``, in their order. ``frame``: their columns.
 
-    Whoever leaves some out makes another one, of another frame, so that frame and arrays always agree.
+    Whoever leaves some out makes another one, of another frame, so that frame and arrays always agree. The shards of
+    several views hold the same one, if their views have equal filters, values and keys; what one of them makes of it is
+    there for the others.
     """
 
-    __slots__ = ("_begin", "_whole", "_words", "frame")
+    __slots__ = ("_arrivals", "_begin", "_by_hash", "_cut", "_merged", "_whole", "_words", "frame")
 
     def __init__(self, frame: pl.DataFrame) -> None:
         self.frame = frame
         self._words: EventWords | None = None
+        self._arrivals: Ints | None = None
         # Those of which these are a part, and where it begins, until its arrays are known.
         self._whole: Events | None = None
         self._begin = 0
+        # Those of each hash, for the last number of hashes.
+        self._by_hash: list[Events] = []
+        # The last cut: where, and the two parts.
+        self._cut: tuple[int, Events, Events] | None = None
+        # The last others with which these were merged, and all of them.
+        self._merged: tuple[Sequence[Events], Events] | None = None
 
     @property
     def height(self) -> int:
@@ -95,6 +107,13 @@ class Events:
             self._whole = None
         return self._words
 
+    @property
+    def arrivals(self) -> Ints:
+        """The arrivals, for reading only."""
+        if self._arrivals is None:
+            self._arrivals = self.frame.get_column("arrival").to_numpy()
+        return self._arrivals
+
     def parts(self, ends: Sequence[int]) -> list["Events"]:
         """Return the events between these places."""
         found = []
@@ -103,6 +122,38 @@ class Events:
             part._whole, part._begin = self, begin
             found.append(part)
         return found
+
+    def by_hash(self, n_hashes: int) -> list["Events"]:
+        """Return the events of each hash, as ``shard_of`` numbers them."""
+        if len(self._by_hash) != n_hashes:
+            hashes = shard_of(self.frame["key"], n_hashes)
+            ordered = Events(gathered(self.frame, np.argsort(hashes, kind="stable")))
+            self._by_hash = ordered.parts([0, *np.cumsum(np.bincount(hashes, minlength=n_hashes)).tolist()])
+        return self._by_hash
+
+    def cut(self, place: int) -> tuple["Events", "Events"]:
+        """Return the events before a place and those from it on."""
+        if self._cut is None or self._cut[0] != place:
+            self._cut = place, Events(self.frame[:place]), Events(self.frame[place:])
+        return self._cut[1:]
+
+    def merged(self, others: Sequence["Events"]) -> "Events":
+        """Return these events and others in the order of arrivals; equal ones in the order in which they are given.
+
+        Each comes in the order of its own arrivals.
+        """
+        if not others:
+            return self
+        before = self._merged
+        if before is not None and len(before[0]) == len(others) and all(map(is_, before[0], others)):
+            return before[1]
+        frame = joined([self.frame, *(one.frame for one in others)])
+        arrivals = frame.get_column("arrival").to_numpy()
+        if (arrivals[1:] < arrivals[:-1]).any():
+            # A stable sort only has to merge what is in order already.
+            frame = gathered(frame, np.argsort(arrivals, kind="stable"))
+        self._merged = others, Events(frame)
+        return self._merged[1]
 
     @override
     def __reduce__(self) -> tuple[Any, ...]:

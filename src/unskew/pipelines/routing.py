@@ -9,10 +9,8 @@ import polars as pl
 
 from unskew.features.evaluate import Evaluator
 from unskew.features.events import Events
-from unskew.features.keys import shard_of
 from unskew.features.plan import ViewPlan
 from unskew.features.rejection import Rejection
-from unskew.features.selecting import gathered
 from unskew.pipelines.decoding.decoder import Decoded, Decoder, letters
 from unskew.pipelines.kafka.poll import Poll
 from unskew.pipelines.state.journal import Journal, Refused
@@ -203,7 +201,7 @@ def slices(
     names = shard_names(view, [partition], n_hashes)
     pieces: Sequence[Events | None] = [None] * len(names)
     if events is not None and events.height:
-        pieces = [events] if len(names) == 1 else _split(events.frame, len(names))
+        pieces = [events] if len(names) == 1 else events.by_hash(len(names))
     for name, piece in zip(names, pieces, strict=True):
         yield (
             f"{view.id}/{name}",
@@ -220,13 +218,6 @@ def slices(
                 resumed=resumed,
             ),
         )
-
-
-def _split(events: pl.DataFrame, count: int) -> list[Events]:
-    """Return the events of each of so many shards."""
-    shards = shard_of(events["key"], count)
-    ordered = gathered(events, np.argsort(shards, kind="stable"))
-    return Events(ordered).parts([0, *np.cumsum(np.bincount(shards, minlength=count)).tolist()])
 
 
 def _letters(poll: Poll, topic: str, view: str, rejected: pl.DataFrame) -> pl.DataFrame:

@@ -4,12 +4,11 @@ Most have a row or two, and there are hundreds of them. They are joined as they 
 which nothing else is done, has few left to join.
 """
 
-from collections.abc import Sequence
 from itertools import count
 
 import polars as pl
 
-from unskew.features.selecting import framed
+from unskew.features.selecting import joined
 
 AT_ONCE = 16
 """So many frames are joined into one."""
@@ -66,17 +65,3 @@ class Gathered:
         self._joined, self._few = [], []
         self._n_few = self.n_rows = 0
         self._room = self._begin
-
-
-def joined(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
-    """Return the rows of frames with equal columns, at least one frame, as one frame in one piece.
-
-    In the calling thread: ``pl.concat`` hands the columns to other threads, and on a busy processor waits many times as
-    long for them as few rows take.
-    """
-    if len(frames) == 1:
-        return frames[0]
-    whole = frames[0].clone()
-    for frame in frames[1:]:
-        whole.vstack(frame, in_place=True)
-    return framed([column.rechunk() for column in whole.get_columns()])

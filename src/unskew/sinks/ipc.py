@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from unskew.sinks.gathered import joined
+from unskew.features.selecting import joined
 
 COMPRESSED_FROM = 1 << 16
 """Frames of at least so many bytes are compressed with LZ4: what holds them, such as the recovery store, takes several

@@ -14,12 +14,11 @@ from unskew.features.events import Events
 from unskew.features.kernel.directory import Directories, Directory
 from unskew.features.kernel.repeats import Repeats
 from unskew.features.plan import ViewPlan
-from unskew.features.selecting import gathered
+from unskew.features.selecting import joined
 from unskew.features.shard_state import ShardState
 from unskew.features.updates import NothingToCome, Updates
 from unskew.pipelines.state.changelog import Changelog, Changelogs, Manifest, restored
 from unskew.pipelines.state.whole import WholeState, without
-from unskew.sinks.gathered import joined
 
 LAYOUT = 3
 _READABLE = {2, LAYOUT}
@@ -55,34 +54,34 @@ class Slice(msgspec.Struct, frozen=True):
 class _Waiting:
     """Events that not every partition's clock has passed yet, and those clocks.
 
-    ``frames``: by partition, in the order of offsets, and so of arrivals.
+    ``events``: by partition, in the order of offsets, and so of arrivals.
     """
 
     clocks: dict[int, int] = field(default_factory=dict)
     ended: set[int] = field(default_factory=set)
-    frames: dict[int, deque[pl.DataFrame]] = field(default_factory=dict)
+    events: dict[int, deque[Events]] = field(default_factory=dict)
 
     def together(self) -> pl.DataFrame | None:
         """Return all waiting events in one frame, in the order of partitions and offsets; None if there are none."""
-        frames = [frame for _, queue in sorted(self.frames.items()) for frame in queue]
+        frames = [part.frame for _, queue in sorted(self.events.items()) for part in queue]
         return joined(frames) if frames else None
 
     def split(self, events: pl.DataFrame) -> None:
         """Let events of any partitions wait that are in the order of offsets for each of them."""
         for (partition,), part in events.group_by("partition", maintain_order=True):
-            self.frames[partition] = deque([part])
+            self.events[partition] = deque([Events(part)])
 
-    def take_before(self, clock_us: int | None) -> list[pl.DataFrame]:
+    def take_before(self, clock_us: int | None) -> list[Events]:
         """Take out the events that arrived before ``clock_us`` (None: all), in the order of partitions and offsets."""
-        taken: list[pl.DataFrame] = []
-        for _, queue in sorted(self.frames.items()):
+        taken: list[Events] = []
+        for _, queue in sorted(self.events.items()):
             while queue:
-                arrivals = queue[0]["arrival"].to_numpy()
-                n_before = len(arrivals) if clock_us is None else int(np.searchsorted(arrivals, clock_us))
-                if n_before < len(arrivals):
+                first = queue[0]
+                n_before = first.height if clock_us is None else int(np.searchsorted(first.arrivals, clock_us))
+                if n_before < first.height:
                     if n_before:
-                        taken.append(queue[0][:n_before])
-                        queue[0] = queue[0][n_before:]
+                        before, queue[0] = first.cut(n_before)
+                        taken.append(before)
                     break
                 taken.append(queue.popleft())
         return taken
@@ -209,7 +208,7 @@ class Shard:
         self.state = self.state.without(gone)
         self.changelog.forget(gone)
         waiting = self._waiting.together()
-        self._waiting.frames = {}
+        self._waiting.events = {}
         if waiting is not None:
             self._waiting.split(without(waiting, gone))
 
@@ -260,7 +259,7 @@ class Shard:
             )
         self._n_partitions = piece.n_partitions
         if piece.events is not None and piece.events.height:
-            waiting.frames.setdefault(piece.partition, deque()).append(piece.events.frame)
+            waiting.events.setdefault(piece.partition, deque()).append(piece.events)
         if piece.clock_us is not None:
             waiting.clocks[piece.partition] = piece.clock_us
         if piece.ended:
@@ -285,15 +284,8 @@ class Shard:
 
     def _release(self, clock_us: int, *, everything: bool) -> Events | None:
         """Take out the events that ``clock_us`` has passed, in the order in which they count."""
-        frames = self._waiting.take_before(None if everything else clock_us)
-        if not frames:
-            return None
-        events = joined(frames)
-        arrivals = events["arrival"].to_numpy()
-        if (arrivals[1:] < arrivals[:-1]).any():
-            # Those of each partition are in the order of arrivals already, which a stable sort only has to merge.
-            events = gathered(events, np.argsort(arrivals, kind="stable"))
-        return Events(events)
+        taken = self._waiting.take_before(None if everything else clock_us)
+        return taken[0].merged(taken[1:]) if taken else None
 
     def to_snapshot(self) -> dict[str, Any]:
         """Make the changelog durable and return what the shard needs to continue: plain types, events as Arrow IPC.

@@ -10,8 +10,8 @@ import polars as pl
 from unskew.features.kernel.row_words import CurrentWords
 from unskew.features.kernel.row_words import joined as joined_words
 from unskew.features.ledger import Ledger
+from unskew.features.selecting import joined
 from unskew.features.updates import NothingToCome, StepRows, Updates, frames
-from unskew.sinks.gathered import joined
 from unskew.sinks.redis.keyspace import clock_field
 from unskew.sinks.redis.words import Clock, Place
 

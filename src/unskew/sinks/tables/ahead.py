@@ -14,7 +14,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from unskew.sinks.gathered import joined
+from unskew.features.selecting import joined
 from unskew.sinks.tables import checksum
 from unskew.sinks.tables.encodings import COMPRESSION, LEVEL, encodings
 
