@@ -21,6 +21,9 @@ from unskew.features.text_buffers import Keys, read_only
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
+LARGE = 500
+"""Of a part with so many events, arrays are made alone: what is used right after is still in the processor's cache."""
+
 
 class EventWords(NamedTuple):
     """Events as from ``evaluate``, in their order; all arrays are for reading only.
@@ -100,10 +103,13 @@ class Events:
 
     @property
     def words(self) -> EventWords:
-        """The events as arrays; those of parts are made once, together."""
+        """The events as arrays; those of small parts are made once, together."""
         if self._words is None:
             whole, begin = self._whole, self._begin
-            self._words = EventWords.of(self.frame) if whole is None else whole.words.part(begin, begin + self.height)
+            if whole is None or self.height >= LARGE:
+                self._words = EventWords.of(self.frame)
+            else:
+                self._words = whole.words.part(begin, begin + self.height)
             self._whole = None
         return self._words
 
