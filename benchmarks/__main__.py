@@ -27,6 +27,7 @@ NAMES = (
     "bench_ahead",
     "bench_epochs",
     "bench_snapshots",
+    "bench_store",
     "bench_recovery",
     "bench_compaction",
     "bench_objects",
