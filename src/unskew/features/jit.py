@@ -39,7 +39,8 @@ allocating: _Decorator = partial(_kept, nogil=True)
 # numpy error model: do not test for division by zero at every division; ``compile`` checks divisors.
 # _nrt=False: no reference counting inside. The kernel allocates nothing, its arrays are owned outside, and counting
 # costs a pair of atomic operations per array access: several times the work of an event (docs/decisions/0004 has the
-# measurement). The option is numba's own but undocumented; without it everything works the same, but slower.
+# measurement). The option is numba's own but undocumented. Without it the kernel would be slower, and what ``packed``
+# holds beyond a call would be counted too, which it must not be.
 compiled: _Decorator = partial(allocating, error_model="numpy", _nrt=False)
 """Compile a function that allocates nothing."""
 

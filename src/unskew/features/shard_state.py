@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+from typing_extensions import override
 
 from unskew.features.evaluate import Evaluator
 from unskew.features.events import Events
@@ -194,6 +195,11 @@ class ShardState:
             while owner.nbytes > _FREED_AT_ONCE:
                 n_rows = len(owner) - max(1, len(owner) * _FREED_AT_ONCE // owner.nbytes)
                 owner.resize((n_rows, *owner.shape[1:]), refcheck=False)
+
+    @override
+    def __reduce__(self) -> NoReturn:
+        # Also of a deep copy: ``packed`` holds addresses of this state's arrays.
+        raise TypeError("the state of a shard cannot be copied; use to_bytes and from_bytes")
 
     @property
     def clock_us(self) -> int | None:

@@ -1,5 +1,8 @@
 """What has left every window leaves no trace in a shard's memory, and is stored as it lies."""
 
+import copy
+import pickle
+
 import numpy as np
 import polars as pl
 import pytest
@@ -151,3 +154,9 @@ def test_more_rows_than_numbers_of_32_bits_tell_apart_are_refused_and_nothing_is
     assert np.iinfo(np.int32).max >= MOST_ROWS - 1
     with pytest.raises(MemoryError, match=r"a shard needs room for 2,147,483,649 .* at most 2,147,483,648: divide"):
         lines(MOST_ROWS + 1, 8)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, pickle.dumps], ids=["deep", "shallow", "pickled"])
+def test_a_state_is_not_copied_because_the_kernel_would_write_to_the_first_one(copied):
+    with pytest.raises(TypeError, match="use to_bytes and from_bytes"):
+        copied(ShardState(view(Wanted("n", "count", sliding(5 * SECOND, SECOND))), "h0"))
