@@ -17,6 +17,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Iterable
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -39,22 +40,23 @@ class Ends:
 
     def __init__(self, n_keys: int, n_bytes: int, n_epochs: int) -> None:
         self.n_keys = n_keys
-        self.state = os.urandom(n_bytes)
-        self.until_s = time.monotonic() + (n_epochs + 0.5) * EPOCH_S
+        # Different ones, because what is the same object is serialized once; made before, because they take time.
+        self._of_keys = cycle([os.urandom(n_bytes) for _ in range(n_keys)])
+        self._of_part = {str(number): os.urandom(n_bytes) for number in range(max(1, n_keys // N_PARTS))}
         self.found: list[tuple[float, float, float]] = []
         self._first = self._last = self._sink = self._over = 0.0
+        self.until_s = time.monotonic() + (n_epochs + 0.5) * EPOCH_S
 
     def asked_of_key(self) -> dict[str, Any]:
         self._last = time.monotonic()
         self._first = self._first or self._last
         self._sink = 0.0
-        # A copy, because one object would be serialized once.
-        return {"state": bytes(bytearray(self.state))}
+        return {"state": next(self._of_keys)}
 
     def asked_of_sink(self) -> dict[str, Any]:
         self._over = time.monotonic()
         self._sink = self._sink or self._over
-        return {str(number): bytes(bytearray(self.state)) for number in range(max(1, self.n_keys // N_PARTS))}
+        return self._of_part
 
     def goes_on(self) -> None:
         if self._first and self._sink:
