@@ -93,7 +93,7 @@ def test_a_part_is_what_its_frame_gives(plan):
 
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
-def test_steps_with_arrays_are_those_without(plan):
+def test_steps_of_parts_are_those_of_their_frames(plan):
     n_rows = 0
     for seed in range(10):
         draw = random.Random(seed)

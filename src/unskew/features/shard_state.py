@@ -107,8 +107,8 @@ class ShardState:
         self._texts = Directory()
         self._texts_swept_at = _MIN_TEXTS
         self._state = new_state(self._program, self.directory.capacity)
-        # The state whose arrays the kernel knows.
-        self._is_packed: State | None = None
+        # The state that ``packed`` describes; None if it describes none that is in use.
+        self._packed_state: State | None = None
         self._notes_closings = notes_closings
         self._sessions: ShardState | None = None
         self._over_sessions: Evaluator | None = None
@@ -544,14 +544,14 @@ class ShardState:
 
     def _hold(self, state: State) -> None:
         """Continue with a state that has more room; the memory of the arrays that it replaces is free from here on."""
-        self._is_packed = None
+        self._packed_state = None
         self._state = state
 
     def _packed(self) -> npt.NDArray[np.int64]:
         """Return program and state as the kernel takes them; arrays that are replaced afterwards are not in it."""
-        if self._is_packed is not self._state:
+        if self._packed_state is not self._state:
             pack(self._program, self._state)
-            self._is_packed = self._state
+            self._packed_state = self._state
         return self._state.packed
 
     def _nothing_closed(self) -> StepRows:

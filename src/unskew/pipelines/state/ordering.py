@@ -142,8 +142,7 @@ class Shard:
         if self.state.view.partitioned:
             if piece.clock_us is None:
                 return self._without_clock(ended=piece.ended)
-            clock_us = max(piece.clock_us, self.state.clock_us or piece.clock_us)
-            return self._apply(piece.events, clock_us)
+            return self._apply(piece.events, max(piece.clock_us, self.state.clock_us or piece.clock_us))
         self._wait(piece)
         return self._step(piece.n_partitions)
 
