@@ -15,9 +15,10 @@ from unskew.features.kernel import state_bytes
 from unskew.features.kernel import words as w
 from unskew.features.kernel.accumulators import mark_texts
 from unskew.features.kernel.codings import coded
-from unskew.features.kernel.directory import N_R_COLUMNS, Directory, grown, remove_rows
+from unskew.features.kernel.directory import N_R_COLUMNS, Directory, remove_rows
 from unskew.features.kernel.engine import current, pack, reset_rows, run, take_dead
 from unskew.features.kernel.items import fill_slots
+from unskew.features.kernel.memory import free, grown, lines
 from unskew.features.kernel.packed import PACKED_WORDS
 from unskew.features.kernel.program import Column, Program, lower
 from unskew.features.kernel.results import column, series
@@ -25,7 +26,7 @@ from unskew.features.kernel.row_words import CurrentWords, RowWords, joined
 from unskew.features.kernel.sealed import sealed, unseal
 from unskew.features.kernel.state import Batch, Rows, State
 from unskew.features.kernel.tallies import most_tally_items
-from unskew.features.kernel.tiles import lines, links_of, most_chunks, with_more
+from unskew.features.kernel.tiles import links_of, most_chunks
 from unskew.features.keys import decode_keys
 from unskew.features.plan import ViewPlan
 from unskew.features.selecting import select
@@ -38,7 +39,6 @@ _MAGIC = b"unskew\x00V"
 _MIN_TILES = 256
 _MIN_ROWS = 1024
 _MIN_ITEMS = 64
-_FREED_AT_ONCE = 1 << 23
 _MIN_TEXTS = 1024
 FEW_ROWS = 1_000
 """Fewer rows of a step stay words; making a frame of many at once costs less than copying them."""
@@ -189,12 +189,8 @@ class ShardState:
 
         Freeing hundreds of megabytes at once would block every thread of the process for as long as that takes.
         """
-        for array in self._state:
-            # Rows of whole cache lines are a part of what owns their memory.
-            owner = array if array.base is None else array.base
-            while owner.nbytes > _FREED_AT_ONCE:
-                n_rows = len(owner) - max(1, len(owner) * _FREED_AT_ONCE // owner.nbytes)
-                owner.resize((n_rows, *owner.shape[1:]), refcheck=False)
+        for array in (*self._state, *self.directory.arrays):
+            free(array)
 
     @override
     def __reduce__(self) -> NoReturn:
@@ -515,7 +511,7 @@ class ShardState:
         capacity = len(state.items)
         if self.n_items + count <= capacity:
             return
-        items = with_more(state.items, max(2 * capacity, self.n_items + count))
+        items = grown(state.items, max(2 * capacity, self.n_items + count))
         links = links_of(items)
         slots = np.full(1 << len(items).bit_length(), w.NONE, np.int32)
         fill_slots(state.scalars, items, links, slots, self._in_table)
@@ -532,7 +528,7 @@ class ShardState:
         capacity = self.directory.capacity
         if capacity > len(self._state.entities):
             rows_of = {name: grown(getattr(self._state, name), capacity) for name in _ROW_ARRAYS}
-            self._hold(self._state._replace(entities=with_more(self._state.entities, capacity), **rows_of))
+            self._hold(self._state._replace(entities=grown(self._state.entities, capacity), **rows_of))
         tiles = len(self._state.tiles)
         free = tiles - int(self._state.scalars[w.S_TILES])
         if n_tiles > free:
@@ -804,7 +800,7 @@ _ROW_ARRAYS = ("touched", "dirty", "dead")
 
 def _with_tiles(state: State, n_tiles: int) -> State:
     """Return a state with room for so many tiles."""
-    tiles = with_more(state.tiles, n_tiles)
+    tiles = grown(state.tiles, n_tiles)
     chunks = grown(state.chunks, most_chunks(n_tiles, len(state.ring)))
     return state._replace(tiles=tiles, links=links_of(tiles), chunks=chunks)
 

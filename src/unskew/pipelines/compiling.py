@@ -31,8 +31,8 @@ from unskew.features.kernel.codings import _take_apart
 from unskew.features.kernel.directory import (
     Directory,
     _fill_rows,
-    _fill_slots,
     _gather,
+    _move,
     _repack,
     find_among,
     find_rows,
@@ -97,7 +97,7 @@ def entries() -> list[list[Entry]]:
         Entry.of(find_among, ints, narrow, 0, ints, shown, shown_octets, hashes, narrow),
         Entry.of(remove_rows, arrays, narrow),
         Entry.of(_fill_rows, arrays, narrow, ints, shown_octets),
-        Entry.of(_fill_slots, ints, tables, np.int64(0)),
+        Entry.of(_move, ints, ints, tables, 0),
         Entry.of(_repack, arrays, octets),
         Entry.of(_gather, arrays, narrow, False, ints, octets),
         Entry.of(_join, narrow, shown_marks, shown, shown_octets, ints, octets),

@@ -8,9 +8,9 @@ import polars as pl
 import pytest
 
 from tests.support.plans import DAY, MINUTE, SECOND, Wanted, closed, events, local_day, session, sessions, sliding, view
-from unskew.features import shard_state
 from unskew.features.evaluate import evaluate
-from unskew.features.kernel.tiles import MOST_ROWS, lines
+from unskew.features.kernel import memory
+from unskew.features.kernel.memory import MOST_ROWS, lines
 from unskew.features.plan import ViewPlan
 from unskew.features.shard_state import ShardState
 from unskew.features.view import Parameters, ViewWindow
@@ -126,7 +126,7 @@ def test_a_state_that_comes_back_has_room_for_the_next_tiles():
 
 
 def test_a_state_that_is_dissolved_holds_no_large_memory(monkeypatch):
-    monkeypatch.setattr(shard_state, "_FREED_AT_ONCE", 10_000)
+    monkeypatch.setattr(memory, "_FREED_AT_ONCE", 10_000)
     state = ShardState(rich(sliding(5 * MINUTE, MINUTE)), "h0")
     apply(state, [f"t{i}" for i in range(500)], START)
     owners = [array if array.base is None else array.base for array in state._state]

@@ -16,11 +16,12 @@ import numpy.typing as npt
 from numba import uint64
 
 from unskew.features.jit import array_at, compiled, inlined, inner, load_word, prefetch, prefetch_item
+from unskew.features.kernel.memory import grown
 from unskew.features.text_buffers import Keys, read_only
 
 EMPTY = -1
 # Scalars of a directory.
-D_ROWS, D_HIGH, D_FREE, D_POOL, D_GARBAGE, D_SEED, N_SCALARS = range(7)
+D_ROWS, D_HIGH, D_FREE, D_POOL, D_GARBAGE, D_SEED, D_MOVED, N_SCALARS = range(8)
 # Columns of ``records``: the hash of the row's key, its length (-1 if the row is free), its place in the pool, and its
 # first eight bytes.
 R_HASH, R_LENGTH, R_START, R_HEAD, N_R_COLUMNS = range(5)
@@ -29,12 +30,19 @@ P_SLOTS, P_N_SLOTS, P_RECORDS, P_N_RECORDS, P_POOL, P_N_POOL, N_PLACES = range(7
 HEAD_BYTES = 8
 _MIN_CAPACITY = 64
 _MIN_POOL = 1024
+# Of the pool's bytes; with more, it is packed before it grows.
+_MOST_GARBAGE = 1 / 8
 _ROW_BITS = 32
 _ROW_MASK = (1 << _ROW_BITS) - 1
 # For so many keys, memory is taken before their length is known: so many bytes for each.
 _FEW_KEYS, _USUAL_BYTES = 1_000, 24
 # How many keys ahead memory is prefetched: first the slot, then, once that is there, the record.
 _SLOT_AHEAD, _RECORD_AHEAD = 32, 16
+# A table of slots is full when half of its slots have a row. From the first part of that on, more slots are made ready,
+# and from the second part on rows are moved there, so many for each key that comes and at least so many at once.
+_READY_FROM, _MOVED_FROM = 3 / 4, 7 / 8
+_SLOTS_A_KEY, _LEAST_SLOTS = 40, 1 << 16
+_MOVED_A_KEY, _LEAST_MOVED = 10, 1 << 12
 # All directories of a process have one, so that a key is hashed once to be looked for in many of them.
 _SEED = secrets.randbits(63)
 
@@ -43,11 +51,13 @@ class Arrays(NamedTuple):
     """The directory's arrays, owned by ``Directory``.
 
     ``slots``: bits of a key's hash above its row, so that only the record of a key that is probably the same is read.
-    ``records`` [rows, 4]: columns ``R_...``, half a cache line for each row. ``free``: rows to use again.
+    ``next_slots``: the table that takes the place of ``slots``; the rows below ``D_MOVED`` are in both. ``records``
+    [rows, 4]: columns ``R_...``, half a cache line for each row. ``free``: rows to use again.
     """
 
     scalars: npt.NDArray[np.int64]
     slots: npt.NDArray[np.int64]
+    next_slots: npt.NDArray[np.int64]
     records: npt.NDArray[np.int64]
     free: npt.NDArray[np.int32]
     pool: npt.NDArray[np.uint8]
@@ -185,6 +195,7 @@ def find_among(places, groups, own, scalars, offsets, data, hashes, out):
         arrays = Arrays(
             scalars,
             array_at(place[P_SLOTS], (place[P_N_SLOTS],), places),
+            places,
             array_at(place[P_RECORDS], (place[P_N_RECORDS], N_R_COLUMNS), places),
             out,
             array_at(place[P_POOL], (place[P_N_POOL],), data),
@@ -207,7 +218,18 @@ def _put(arrays, slot, row, hashed, data, start, stop, base):
     records[row, R_START] = base
     records[row, R_HEAD] = np.int64(_word_at(data, start, stop))
     arrays.slots[slot] = _print_of(hashed) << _ROW_BITS | row
+    if row < arrays.scalars[D_MOVED]:
+        _enter(arrays.next_slots, hashed, row)
     arrays.scalars[D_ROWS] += 1
+
+
+@inlined()
+def _enter(slots, hashed, row):
+    """Write a row into the first empty slot from its home on."""
+    slot = _home(slots, hashed)
+    while slots[slot] != EMPTY:
+        slot = (slot + 1) & (len(slots) - 1)
+    slots[slot] = _print_of(hashed) << _ROW_BITS | row
 
 
 @inner()
@@ -256,10 +278,8 @@ def insert_rows(arrays, offsets, data, hashes, out, fresh):
 
 
 @inner()
-def remove_row(arrays, row):
-    """Forget a row's key and free the row for another one (linear probing, backward shift)."""
-    slots = arrays.slots
-    records = arrays.records
+def _take_out(slots, records, row):
+    """Take a row out of a table of slots (linear probing, backward shift)."""
     mask = len(slots) - 1
     slot = _home(slots, uint64(records[row, R_HASH]))
     # An empty slot has no row, but all of its bits set; the key is found before one.
@@ -277,7 +297,15 @@ def remove_row(arrays, row):
             slots[hole] = held
             hole = probe
     slots[hole] = EMPTY
-    scalars = arrays.scalars
+
+
+@inner()
+def remove_row(arrays, row):
+    """Forget a row's key and free the row for another one."""
+    scalars, records = arrays.scalars, arrays.records
+    _take_out(arrays.slots, records, row)
+    if row < scalars[D_MOVED]:
+        _take_out(arrays.next_slots, records, row)
     scalars[D_GARBAGE] += records[row, R_LENGTH]
     records[row, R_LENGTH] = -1
     arrays.free[scalars[D_FREE]] = row
@@ -304,17 +332,14 @@ def _fill_rows(arrays, lengths, offsets, data):
 
 
 @compiled()
-def _fill_slots(slots, records, high):
-    mask = len(slots) - 1
-    for row in range(high):
-        if row + _SLOT_AHEAD < high:
+def _move(scalars, slots, records, end):
+    """Enter the rows from ``D_MOVED`` to ``end`` into the next table."""
+    for row in range(scalars[D_MOVED], end):
+        if row + _SLOT_AHEAD < end:
             prefetch_item(slots, _home(slots, uint64(records[row + _SLOT_AHEAD, R_HASH])))
         if records[row, R_LENGTH] >= 0:
-            hashed = uint64(records[row, R_HASH])
-            slot = _home(slots, hashed)
-            while slots[slot] != EMPTY:
-                slot = (slot + 1) & mask
-            slots[slot] = _print_of(hashed) << _ROW_BITS | row
+            _enter(slots, uint64(records[row, R_HASH]), row)
+    scalars[D_MOVED] = end
 
 
 @compiled()
@@ -375,19 +400,7 @@ def remove_rows(arrays, rows):
         remove_row(arrays, row)
 
 
-def grown(array: npt.NDArray[Any], capacity: int, fill: int | None = None, axis: int = 0) -> npt.NDArray[Any]:
-    """Return a copy with one axis made ``capacity`` long.
-
-    New places are set to ``fill``, or left uninitialised if it is None.
-    """
-    shape = list(array.shape)
-    shape[axis] = capacity
-    result = np.empty(shape, array.dtype)
-    before = (slice(None),) * axis
-    result[(*before, slice(array.shape[axis]))] = array
-    if fill is not None:
-        result[(*before, slice(array.shape[axis], None))] = fill
-    return result
+_NO_SLOTS = np.empty(0, np.int64)
 
 
 class Directory:
@@ -397,11 +410,13 @@ class Directory:
         self.arrays = Arrays(
             scalars=np.zeros(N_SCALARS, np.int64),
             slots=np.full(2 * _MIN_CAPACITY, EMPTY, np.int64),
+            next_slots=_NO_SLOTS,
             records=np.full((_MIN_CAPACITY, N_R_COLUMNS), -1, np.int64),
             free=np.zeros(_MIN_CAPACITY, np.int32),
             pool=np.zeros(_MIN_POOL, np.uint8),
         )
         self.arrays.scalars[D_SEED] = _SEED
+        self._n_ready = 0
         self.place = np.empty(N_PLACES, np.int64)
         """Where the arrays lie now; always the same array."""
         self._note_place()
@@ -477,17 +492,49 @@ class Directory:
         needed = int(scalars[D_HIGH]) + max(0, n_keys - int(scalars[D_FREE]))
         if needed > self.capacity:
             capacity = max(2 * self.capacity, needed)
-            self._set(records=grown(self.arrays.records, capacity, -1), free=grown(self.arrays.free, capacity))
-        if 2 * (scalars[D_ROWS] + n_keys) > len(self.arrays.slots):
-            size = 1 << int(4 * (scalars[D_ROWS] + n_keys) - 1).bit_length()
-            slots = np.full(size, EMPTY, np.int64)
-            _fill_slots(slots, self.arrays.records, scalars[D_HIGH])
-            self._set(slots=slots)
-        if scalars[D_POOL] + n_bytes > len(self.arrays.pool):
-            live = int(scalars[D_POOL] - scalars[D_GARBAGE])
-            pool = np.empty(max(_MIN_POOL, 2 * (live + n_bytes)), np.uint8)
-            _repack(self.arrays, pool)
-            self._set(pool=pool)
+            self._set(records=grown(self.arrays.records, capacity), free=grown(self.arrays.free, capacity))
+        self._reserve_slots(n_keys)
+        self._reserve_pool(n_bytes)
+
+    def _reserve_slots(self, n_keys: int) -> None:
+        """Make room in the table of slots; before it is full, the next one is filled little by little.
+
+        To fill it at once would stop the shard: with millions of keys for hundreds of milliseconds.
+        """
+        scalars = self.arrays.scalars
+        n_slots, n_taken = len(self.arrays.slots), 2 * (int(scalars[D_ROWS]) + n_keys)
+        if n_taken <= _READY_FROM * n_slots:
+            return
+        is_full = n_taken > n_slots
+        if n_taken > len(self.arrays.next_slots):
+            size = max(2 * n_slots, 1 << (n_taken - 1).bit_length())
+            self.arrays = self.arrays._replace(next_slots=np.empty(size, np.int64))
+            self._n_ready = scalars[D_MOVED] = 0
+        slots = self.arrays.next_slots
+        if self._n_ready < len(slots):
+            end = len(slots) if is_full else self._n_ready + max(_SLOTS_A_KEY * n_keys, _LEAST_SLOTS)
+            slots[self._n_ready : end] = EMPTY
+            self._n_ready = min(end, len(slots))
+        if self._n_ready == len(slots) and n_taken > _MOVED_FROM * n_slots:
+            high, moved = int(scalars[D_HIGH]), int(scalars[D_MOVED])
+            end = high if is_full else min(high, moved + max(_MOVED_A_KEY * n_keys, _LEAST_MOVED))
+            _move(scalars, slots, self.arrays.records, end)
+            if end == high:
+                scalars[D_MOVED] = 0
+                self._set(slots=slots, next_slots=_NO_SLOTS)
+
+    def _reserve_pool(self, n_bytes: int) -> None:
+        scalars, pool = self.arrays.scalars, self.arrays.pool
+        needed = int(scalars[D_POOL]) + n_bytes
+        if needed <= len(pool):
+            return
+        garbage = int(scalars[D_GARBAGE])
+        if garbage <= _MOST_GARBAGE * needed:
+            self._set(pool=grown(pool, 2 * needed))
+        else:
+            packed = np.empty(max(_MIN_POOL, 2 * (needed - garbage)), np.uint8)
+            _repack(self.arrays, packed)
+            self._set(pool=packed)
 
     def _set(self, **arrays: npt.NDArray[Any]) -> None:
         self.arrays = self.arrays._replace(**arrays)

@@ -16,7 +16,8 @@ import polars as pl
 
 from unskew.features.errors import LayoutError
 from unskew.features.jit import compiled, inner
-from unskew.features.kernel.directory import Arrays, Directory, grown, insert_row, remove_row
+from unskew.features.kernel.directory import Arrays, Directory, insert_row, remove_row
+from unskew.features.kernel.memory import grown
 from unskew.features.kernel.sealed import seal, unseal
 from unskew.features.plan import ViewPlan
 from unskew.features.text_buffers import Keys, read_only

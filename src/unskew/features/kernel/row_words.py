@@ -7,7 +7,6 @@ import numpy as np
 import numpy.typing as npt
 
 from unskew.features.kernel import words as w
-from unskew.features.kernel.directory import grown
 from unskew.features.kernel.state import Rows
 from unskew.features.text_buffers import Keys
 
@@ -190,7 +189,13 @@ def _axis(name: str) -> int:
 def _with_room(array: npt.NDArray[Any], size: int, axis: int = 0) -> npt.NDArray[Any]:
     """Return the array, or a copy with at least twice its space, if it has less than ``size`` along ``axis``."""
     n_now = array.shape[axis]
-    return array if n_now >= size else grown(array, max(size, 2 * n_now, _LEAST_ROOM), axis=axis)
+    if n_now >= size:
+        return array
+    shape = list(array.shape)
+    shape[axis] = max(size, 2 * n_now, _LEAST_ROOM)
+    larger = np.empty(shape, array.dtype)
+    larger[(slice(None),) * axis + (slice(n_now),)] = array
+    return larger
 
 
 def _rows(name: str, rows: Any) -> tuple[Any, ...]:

@@ -8,37 +8,7 @@ import numpy.typing as npt
 
 from unskew.features.jit import inlined, prefetch
 from unskew.features.kernel import words as w
-
-_LINE_WORDS = 8
-_LINE_BYTES = 8 * _LINE_WORDS
-MOST_ROWS = 1 << 31
-"""Links and numbers of rows have 32 bits; so many rows of a cache line take 128 GiB."""
-_MOST_SPARE = 1 / 8
-"""Rows are made of whole cache lines where that takes at most this part of them."""
-
-
-def lines(n_rows: int, n_words: int) -> npt.NDArray[np.int64]:
-    """Return uninitialised rows of ``n_words`` or a few more, which begin at a cache line if they are whole ones.
-
-    Raises ``MemoryError`` for more than ``MOST_ROWS``.
-    """
-    if n_rows > MOST_ROWS:
-        raise MemoryError(
-            f"a shard needs room for {n_rows:,} entities, tiles or items, and has it for at most {MOST_ROWS:,}: divide "
-            "the entities among more shards or partitions"
-        )
-    whole = -(-n_words // _LINE_WORDS) * _LINE_WORDS
-    width = whole if whole - n_words <= whole * _MOST_SPARE else n_words
-    words = np.empty(n_rows * width + _LINE_WORDS, np.int64)
-    first = -words.ctypes.data % _LINE_BYTES // 8
-    return words[first : first + n_rows * width].reshape(n_rows, width)
-
-
-def with_more(rows: npt.NDArray[np.int64], capacity: int) -> npt.NDArray[np.int64]:
-    """Return a copy of such rows with room for ``capacity`` of them."""
-    result = lines(capacity, rows.shape[1])
-    result[: len(rows)] = rows
-    return result
+from unskew.features.kernel.memory import LINE_WORDS
 
 
 def links_of(tiles: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
@@ -102,7 +72,7 @@ def free_chunk(state, chunk):
 @inlined()
 def fetch_entity(state, row):
     """Prefetch an entity's row."""
-    for word in range(0, state.entities.shape[1], _LINE_WORDS):
+    for word in range(0, state.entities.shape[1], LINE_WORDS):
         prefetch(state.entities, row, word)
     prefetch(state.entities, row, state.entities.shape[1] - 1)
 
@@ -110,7 +80,7 @@ def fetch_entity(state, row):
 @inlined()
 def fetch_tile(state, tile):
     """Prefetch a tile."""
-    for word in range(0, state.tiles.shape[1], _LINE_WORDS):
+    for word in range(0, state.tiles.shape[1], LINE_WORDS):
         prefetch(state.tiles, tile, word)
     prefetch(state.tiles, tile, state.tiles.shape[1] - 1)
 
