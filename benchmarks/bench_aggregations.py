@@ -33,6 +33,7 @@ from unskew.features.definitions.agg import Aggregation
 from unskew.features.definitions.compile import compile as compile_definitions
 from unskew.features.definitions.vocabulary import Entity, Feature, FeatureView, Sliding, Stream
 from unskew.features.evaluate import ARRIVAL, EVENT_TIME, OFFSET, PARTITION, Evaluator
+from unskew.features.kernel import words as w
 from unskew.features.plan import ViewPlan
 from unskew.features.shard_state import ShardState
 from unskew.features.view import AggregationName
@@ -147,12 +148,11 @@ def in_use(state: ShardState) -> int:
     """Return the bytes in use of the state's arrays."""
     arrays = state._state  # noqa: SLF001 - nothing says it in public
     item = arrays.items.itemsize * arrays.items.shape[1]
-    # An item of a multiset also takes about two slots of its hash table.
-    slots = 2 * arrays.slots.itemsize if state._in_table.any() else 0  # noqa: SLF001
     return (
         len(state) * arrays.entities.itemsize * arrays.entities.shape[1]
         + state.n_tiles * arrays.tiles.itemsize * arrays.tiles.shape[1]
-        + state.n_items * (item + slots)
+        + state.n_items * item
+        + int(arrays.scalars[w.S_SLOTS]) * arrays.slots.itemsize
     )
 
 

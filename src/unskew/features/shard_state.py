@@ -17,7 +17,7 @@ from unskew.features.kernel.accumulators import mark_texts
 from unskew.features.kernel.codings import coded
 from unskew.features.kernel.directory import N_R_COLUMNS, Directory, remove_rows
 from unskew.features.kernel.engine import current, pack, reset_rows, run, take_dead
-from unskew.features.kernel.items import fill_slots
+from unskew.features.kernel.items import add_slots
 from unskew.features.kernel.memory import free, grown, lines
 from unskew.features.kernel.packed import PACKED_WORDS
 from unskew.features.kernel.program import Column, Program, lower
@@ -40,6 +40,7 @@ _MIN_TILES = 256
 _MIN_ROWS = 1024
 _MIN_ITEMS = 64
 _MIN_TEXTS = 1024
+_SLOTS_OF_ITEM = 2
 FEW_ROWS = 1_000
 """Fewer rows of a step stay words; making a frame of many at once costs less than copying them."""
 _MOST_ROW_WORDS = 2_000_000
@@ -73,7 +74,6 @@ class ShardState:
         zero_when_empty = np.isin(features[:, w.F_READ], w.ZERO_WHEN_EMPTY)
         self._empty_present = np.bitwise_or.reduce(zero_when_empty.astype(np.int64) << np.arange(len(zero_when_empty)))
         accumulators = self._program.accumulators
-        self._in_table = accumulators[:, w.A_OP] == w.BAG
         self._tally_items = most_tally_items(self._program)
         as_texts = {
             column for column in accumulators[accumulators[:, w.A_KIND] == w.TEXT, w.A_VALUE].tolist() if column >= 0
@@ -508,14 +508,17 @@ class ShardState:
 
     def _reserve_items(self, count: int) -> None:
         state = self._state
-        capacity = len(state.items)
-        if self.n_items + count <= capacity:
-            return
-        items = grown(state.items, max(2 * capacity, self.n_items + count))
-        links = links_of(items)
-        slots = np.full(1 << len(items).bit_length(), w.NONE, np.int32)
-        fill_slots(state.scalars, items, links, slots, self._in_table)
-        self._hold(state._replace(items=items, item_links=links, slots=slots))
+        scalars, capacity = state.scalars, len(state.items)
+        if self.n_items + count > capacity:
+            items = grown(state.items, max(2 * capacity, self.n_items + count))
+            state = state._replace(items=items, item_links=links_of(items))
+        n_slots = _SLOTS_OF_ITEM * (int(scalars[w.S_ENTERED]) + count)
+        if n_slots > len(state.slots):
+            state = state._replace(slots=grown(state.slots, 2 * n_slots))
+        if n_slots > scalars[w.S_SLOTS]:
+            add_slots(scalars, state.items, state.item_links, state.slots, n_slots)
+        if state is not self._state:
+            self._hold(state)
 
     def _show_texts(self) -> None:
         texts, state = self._texts.arrays, self._state
@@ -815,6 +818,8 @@ def new_state(program: Program, n_rows: int) -> State:
     scalars[w.S_CHUNK_FREE] = w.NONE
     scalars[w.S_ITEM_FREE] = w.NONE
     scalars[w.S_SPARE] = 0 if program.n_bags else _MIN_ITEMS
+    slots = np.full(_SLOTS_OF_ITEM * _MIN_ITEMS, w.NONE, np.int32)
+    scalars[w.S_SLOTS], scalars[w.S_SLOT_MASK] = len(slots), len(slots) - 1
     tiles = lines(_MIN_TILES, w.TILE_WORDS + program.n_words)
     items = lines(_MIN_ITEMS, w.ITEM_WORDS)
     return State(
@@ -829,7 +834,7 @@ def new_state(program: Program, n_rows: int) -> State:
         chunks=np.empty((most_chunks(_MIN_TILES, program.ring_slots), w.CHUNK_TILES + w.CHUNK_SIZE), np.int32),
         items=items,
         item_links=links_of(items),
-        slots=np.full(2 * _MIN_ITEMS, w.NONE, np.int32),
+        slots=slots,
         text_records=np.empty((0, N_R_COLUMNS), np.int64),
         text_pool=np.empty(0, np.uint8),
         chosen=np.empty(program.chosen_words, np.int64),

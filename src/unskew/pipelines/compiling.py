@@ -40,7 +40,7 @@ from unskew.features.kernel.directory import (
     remove_rows,
 )
 from unskew.features.kernel.engine import current, pack, reset_rows, run, take_dead
-from unskew.features.kernel.items import fill_slots
+from unskew.features.kernel.items import add_slots
 from unskew.features.kernel.packed import no_program
 from unskew.features.kernel.repeats import _forget, _join, _new_queue, _remember, _split
 from unskew.features.kernel.results import number_texts, take_items
@@ -112,7 +112,7 @@ def entries() -> list[list[Entry]]:
         Entry.of(take_items, tables, 1, ints, ints, tables),
         Entry.of(number_texts, ints, np.empty(0, np.uint32), narrow, np.empty(0, np.uint32)),
         Entry.of(reset_rows, program, state.entities, narrow, ints, np.int64(w.NONE)),
-        Entry.of(fill_slots, state.scalars, state.items, state.item_links, state.slots, marks),
+        Entry.of(add_slots, state.scalars, state.items, state.item_links, state.slots, 0),
     ]  # fmt: skip
     return [of_kernel, of_the_rest]
 

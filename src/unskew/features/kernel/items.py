@@ -1,4 +1,8 @@
-"""The table of items: found by owner and code, made and freed."""
+"""The table of items: found by owner and code, made and freed.
+
+The table grows by linear hashing, slot by slot, so that no step waits until all items have found new places (Litwin,
+"Linear Hashing: A New Tool for File and Table Addressing", VLDB 1980).
+"""
 
 import numpy as np
 from numba import uint64
@@ -6,14 +10,25 @@ from numba import uint64
 from unskew.features.jit import compiled, inlined, prefetch, prefetch_item
 from unskew.features.kernel import words as w
 
+# How many slots ahead memory is fetched while slots are divided.
+_AHEAD = 8
 
-@compiled()
-def _slot(slots, owner, code):
+
+@inlined()
+def _hash(owner, code):
     """Mix owner and code: two multiplications, with the upper half folded into the lower one between them."""
     value = uint64(code) * uint64(0x9E3779B97F4A7C15) ^ uint64(owner)
     value ^= value >> uint64(32)
     value *= uint64(0xD6E8FEB86659FD93)
-    return np.int64((value >> uint64(32)) & uint64(len(slots) - 1))
+    return np.int64(value >> uint64(32))
+
+
+@inlined()
+def _slot(state, owner, code):
+    """Return the slot of an owner and a code; one that is not divided yet stands for two."""
+    mask = state.scalars[w.S_SLOT_MASK]
+    slot = _hash(owner, code) & mask
+    return slot if slot < state.scalars[w.S_SLOTS] else slot & (mask >> 1)
 
 
 @inlined()
@@ -64,10 +79,11 @@ def enter(state, owner, code):
     state.items[item, w.ITEM_CODE] = code
     for word in range(w.ITEM_COUNT, w.ITEM_WORDS):
         state.items[item, word] = 0
-    slot = _slot(state.slots, owner, code)
+    slot = _slot(state, owner, code)
     state.item_links[item, w.ITEM_CHAIN] = state.slots[slot]
     state.item_links[item, w.ITEM_RANKED] = 0
     state.slots[slot] = item
+    state.scalars[w.S_ENTERED] += 1
     return item
 
 
@@ -75,7 +91,7 @@ def enter(state, owner, code):
 def unchain(state, item):
     """Take an item out of its slot of the hash table."""
     slots, links = state.slots, state.item_links
-    slot = _slot(slots, state.items[item, w.ITEM_OWNER], state.items[item, w.ITEM_CODE])
+    slot = _slot(state, state.items[item, w.ITEM_OWNER], state.items[item, w.ITEM_CODE])
     other = np.int64(slots[slot])
     if other == item:
         slots[slot] = links[item, w.ITEM_CHAIN]
@@ -83,6 +99,7 @@ def unchain(state, item):
         while links[other, w.ITEM_CHAIN] != item:
             other = np.int64(links[other, w.ITEM_CHAIN])
         links[other, w.ITEM_CHAIN] = links[item, w.ITEM_CHAIN]
+    state.scalars[w.S_ENTERED] -= 1
 
 
 @inlined()
@@ -98,13 +115,13 @@ def find(state, owner, code):
 @inlined()
 def fetch_slot(state, owner, code):
     """Prefetch the slot in which ``find`` begins."""
-    prefetch_item(state.slots, _slot(state.slots, owner, code))
+    prefetch_item(state.slots, _slot(state, owner, code))
 
 
 @inlined()
 def first_in_slot(state, owner, code):
     """Return the item that ``find`` looks at first, or NONE."""
-    return np.int64(state.slots[_slot(state.slots, owner, code)])
+    return np.int64(state.slots[_slot(state, owner, code)])
 
 
 @inlined()
@@ -143,16 +160,21 @@ def unlink(state, item, cells, cell, word):
 
 
 @compiled()
-def fill_slots(scalars, items, links, slots, in_table):
-    """Enter all items that are found by owner and code into an empty table.
-
-    ``in_table``: true for the accumulators whose own items are in it.
-    """
-    n_accumulators = len(in_table)
-    for item in range(scalars[w.S_ITEM_HIGH]):
-        owner = items[item, w.ITEM_OWNER]
-        if owner == w.NONE or (owner > w.NONE and not in_table[(owner >> 1) % n_accumulators]):
-            continue
-        slot = _slot(slots, owner, items[item, w.ITEM_CODE])
-        links[item, w.ITEM_CHAIN] = slots[slot]
-        slots[slot] = item
+def add_slots(scalars, items, links, slots, n_slots):
+    """Divide slots in two, one after the other, until there are ``n_slots``, for which there is room in ``slots``."""
+    mask = scalars[w.S_SLOT_MASK]
+    for new in range(scalars[w.S_SLOTS], n_slots):
+        if new > mask:
+            mask = 2 * mask + 1
+        old = new & (mask >> 1)
+        if new + _AHEAD <= mask and slots[old + _AHEAD] != w.NONE:
+            prefetch(items, slots[old + _AHEAD], 0)
+        item = np.int64(slots[old])
+        slots[old] = slots[new] = w.NONE
+        while item != w.NONE:
+            following = np.int64(links[item, w.ITEM_CHAIN])
+            slot = new if _hash(items[item, w.ITEM_OWNER], items[item, w.ITEM_CODE]) & mask == new else old
+            links[item, w.ITEM_CHAIN] = slots[slot]
+            slots[slot] = item
+            item = following
+    scalars[w.S_SLOTS], scalars[w.S_SLOT_MASK] = n_slots, mask

@@ -108,7 +108,7 @@ def _empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
 
 
 def _owner_of(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return the array that has the memory in which an array lies: that of one which begins at a cache line is longer."""
+    """Return the array that has an array's memory: one that begins at a cache line lies in a longer one."""
     return array if array.base is None else array.base
 
 

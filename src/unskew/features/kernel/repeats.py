@@ -262,13 +262,13 @@ def _new_queue(capacity: int) -> Queue:
 def _with_room(queue: Queue, n_more: int) -> Queue:
     """Return a queue with that many free places: the same one if it has them."""
     first, count = queue.scalars.tolist()
-    if count + n_more <= len(queue.at):
+    size = len(queue.at)
+    if count + n_more <= size:
         return queue
-    capacity = max(2 * len(queue.at), count + n_more)
-    order = (first + np.arange(count)) % len(queue.at)
-    return Queue(
-        scalars=np.array([0, count], np.int64),
-        at=grown(queue.at[order], capacity),
-        row=grown(queue.row[order], capacity),
-        entity=grown(queue.entity[order], capacity),
-    )
+    capacity = max(2 * size, count + n_more)
+    at, row, entity = (grown(array, capacity) for array in queue[1:])
+    n_behind = max(0, first + count - size)
+    for array in (at, row, entity):
+        # What went on at the beginning of the ring goes on where its end was.
+        array[size : size + n_behind] = array[:n_behind]
+    return Queue(queue.scalars, at, row, entity)

@@ -98,8 +98,9 @@ ZERO_WHEN_EMPTY = (READ_COUNT, READ_SUM, READ_DISTINCT, READ_APPROX, READ_DECAYE
     S_ITEMS, S_CLOSINGS,
     S_SPARE, S_LACKED,  # items for which there is room beyond what events may add; those that a tally lacked
     S_CHUNK_HIGH, S_CHUNK_FREE,
+    S_ENTERED, S_SLOTS, S_SLOT_MASK,  # items in the table; its slots; the bits of a hash of which they are the numbers
     N_SCALARS,
-) = range(17)  # fmt: skip
+) = range(20)  # fmt: skip
 
 # Columns of an entity's row. After the values come, for each window, two words for its oldest and newest tile, and
 # then, for each window, ``n_words`` for its running total, and last, for each feature, its hints or ``DECAYED_...``.
