@@ -13,7 +13,6 @@ from unskew.features.evaluate import Evaluator
 from unskew.features.events import Events
 from unskew.features.kernel import state_bytes
 from unskew.features.kernel import words as w
-from unskew.features.kernel.accumulators import mark_texts
 from unskew.features.kernel.codings import coded
 from unskew.features.kernel.directory import N_R_COLUMNS, Directory, remove_rows
 from unskew.features.kernel.engine import current, pack, reset_rows, run, take_dead
@@ -26,6 +25,7 @@ from unskew.features.kernel.row_words import CurrentWords, RowWords, joined
 from unskew.features.kernel.sealed import sealed, unseal
 from unskew.features.kernel.state import Batch, Rows, State
 from unskew.features.kernel.tallies import most_tally_items
+from unskew.features.kernel.text_sweep import TextSweep
 from unskew.features.kernel.tiles import links_of, most_chunks
 from unskew.features.keys import decode_keys
 from unskew.features.plan import ViewPlan
@@ -106,6 +106,7 @@ class ShardState:
         self.directory = Directory()
         self._texts = Directory()
         self._texts_swept_at = _MIN_TEXTS
+        self._sweep: TextSweep | None = None
         self._state = new_state(self._program, self.directory.capacity)
         # The state that ``packed`` describes; None if it describes none that is in use.
         self._packed_state: State | None = None
@@ -479,7 +480,12 @@ class ShardState:
             values = values.fill_null("" if values.dtype == pl.String() else 0)
         if wanted.coding != "raw":
             return coded(values, wanted)
-        return self._texts.insert(Keys.of(values))[0] if index in self._as_texts else 0
+        if index not in self._as_texts:
+            return 0
+        rows, _ = self._texts.insert(Keys.of(values))
+        if self._sweep is not None:
+            self._sweep.keep(rows)
+        return rows
 
     def _reserve(self, n_events: int) -> None:
         """Make room for what events may add beside tiles, and show the texts to the kernel.
@@ -704,15 +710,19 @@ class ShardState:
             dead = np.empty(n_dead, np.int32)
             count = take_dead(self._state, dead)
             remove_rows(self.directory.arrays, dead[:count])
-        if len(self._texts) > self._texts_swept_at:
-            self._sweep_texts()
+        if self._sweep is None and len(self._texts) > self._texts_swept_at:
+            self._sweep = TextSweep(self._texts, self.directory)
+        if self._sweep is not None and self._sweep.go_on(self._program, self._state):
+            self._swept()
 
     def _sweep_texts(self) -> None:
-        """Forget the texts that are no longer in use; the next sweep comes when there are twice as many as remain."""
-        used = np.zeros(self._texts.capacity, np.bool_)
-        mark_texts(self._program, self._state, self.directory.rows(), used)
-        rows = self._texts.rows()
-        remove_rows(self._texts.arrays, rows[~used[rows]])
+        """Forget all texts that are no longer in use."""
+        TextSweep(self._texts, self.directory).finish(self._program, self._state)
+        self._swept()
+
+    def _swept(self) -> None:
+        """Sweep again when there are twice as many texts as remain."""
+        self._sweep = None
         self._texts_swept_at = max(_MIN_TEXTS, 2 * len(self._texts))
 
 

@@ -469,10 +469,15 @@ class Directory:
         find_rows(self.arrays, read_only(keys.offsets), read_only(keys.data), np.empty(len(rows), np.uint64), rows)
         return rows
 
-    def rows(self) -> npt.NDArray[np.int32]:
-        """Return all live rows, ascending."""
-        high = int(self.arrays.scalars[D_HIGH])
-        return np.flatnonzero(self.arrays.records[:high, R_LENGTH] >= 0).astype(np.int32)
+    @property
+    def n_rows(self) -> int:
+        """The number of rows, free ones included."""
+        return int(self.arrays.scalars[D_HIGH])
+
+    def rows(self, first: int = 0, end: int | None = None) -> npt.NDArray[np.int32]:
+        """Return all live rows, ascending; only those from ``first`` to before ``end`` if it is given."""
+        end = self.n_rows if end is None else min(end, self.n_rows)
+        return (np.flatnonzero(self.arrays.records[first:end, R_LENGTH] >= 0) + first).astype(np.int32)
 
     def gather(self, rows: npt.NDArray[np.int32]) -> Keys:
         """Return the keys of live rows."""
