@@ -145,7 +145,7 @@ def producing(case: Case) -> Producer:
 
 def produce(case: Case) -> None:
     random = np.random.default_rng(0)
-    users = zipf(case.n_events, case.entities, random)
+    users = zipf(case.n_events, case.entities, random) if case.entities else np.arange(case.n_events)
     amounts = np.round(random.gamma(2.0, 20.0, case.n_events), 2)
     chosen = probes(case)
     number = np.arange(len(chosen))
@@ -404,7 +404,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--warm-up", type=float, default=10.0)
     parser.add_argument("--probes", type=int, default=200, help="probes per second")
-    parser.add_argument("--entities", type=int, default=100_000)
+    parser.add_argument("--entities", type=int, default=100_000, help="0: each event is of a new one")
     parser.add_argument("--partitions", type=int, default=4)
     parser.add_argument("--views", type=int, default=1, help="views with the same nine features; the first is read")
     parser.add_argument("--settle", default="10ms")
@@ -418,9 +418,10 @@ def main() -> None:
         threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
         ROLES[given.role](msgspec.json.decode(given.case, type=Case))
         return
+    entities = f"{given.entities:,} entities (Zipf 1.1)" if given.entities else "each event of a new entity"
     print(
         f"{platform.machine()}, {os.cpu_count()} cores for broker, Valkey, pipeline, producer and prober together; "
-        f"{given.partitions} partitions, {given.views} views, {given.entities:,} entities (Zipf 1.1), {given.probes} probes a second, "
+        f"{given.partitions} partitions, {given.views} views, {entities}, {given.probes} probes a second, "
         f"{given.seconds:.0f} s after {given.warm_up:.0f} s of warm-up; linger.ms {given.linger:g}, "
         f"fetch.wait.max.ms {given.fetch_wait}, an epoch every {given.epoch:g} s. Milliseconds.\n"
     )
