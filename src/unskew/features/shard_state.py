@@ -316,8 +316,7 @@ class ShardState:
         """
         first = 0
         while True:
-            live = self.directory.rows()
-            chosen = live[np.searchsorted(live, first) :][:n_rows]
+            chosen = self.directory.rows_from(first, n_rows)
             first = int(chosen[-1]) + 1 if len(chosen) else first
             state = self._state
             state.dirty[: len(chosen)] = chosen

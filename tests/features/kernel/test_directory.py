@@ -90,6 +90,23 @@ def test_churn_of_keys_does_not_grow_the_directory() -> None:
     assert len(directory.arrays.pool) <= 50_000
 
 
+@pytest.mark.parametrize("most", [1, 7, 100, 5000])
+def test_live_rows_come_piece_by_piece_whatever_is_free_between(most: int) -> None:
+    directory = Directory()
+    rows, _ = directory.insert(_keys([str(number) for number in range(3000)]))
+    remove_rows(directory.arrays, rows[(rows % 5 == 0) | ((rows > 400) & (rows < 2600))])
+    live = directory.rows().tolist()
+    found: list[int] = []
+    first = 0
+    while len(piece := directory.rows_from(first, most)):
+        assert len(piece) == min(most, len(live) - len(found))
+        found += piece.tolist()
+        first = found[-1] + 1
+
+    assert found == live
+    assert len(live) < 1000
+
+
 def _probes(directory: Directory) -> float:
     """Return how many slots away from its home a key lies, on average."""
     slots, records = directory.arrays.slots, directory.arrays.records

@@ -479,6 +479,15 @@ class Directory:
         end = self.n_rows if end is None else min(end, self.n_rows)
         return (np.flatnonzero(self.arrays.records[first:end, R_LENGTH] >= 0) + first).astype(np.int32)
 
+    def rows_from(self, first: int, most: int) -> npt.NDArray[np.int32]:
+        """Return the live rows from ``first`` on, ascending, ``most`` at most."""
+        end = first + most
+        rows = self.rows(first, end)
+        while len(rows) < most and end < self.n_rows:
+            end += end - first
+            rows = self.rows(first, end)
+        return rows[:most]
+
     def gather(self, rows: npt.NDArray[np.int32]) -> Keys:
         """Return the keys of live rows."""
         offsets = np.empty(len(rows) + 1, np.int64)
