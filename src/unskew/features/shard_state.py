@@ -17,7 +17,7 @@ from unskew.features.kernel.codings import coded
 from unskew.features.kernel.directory import N_R_COLUMNS, Directory, remove_rows
 from unskew.features.kernel.engine import current, pack, reset_rows, run, take_dead
 from unskew.features.kernel.items import add_slots
-from unskew.features.kernel.memory import free, grown, lines
+from unskew.features.kernel.memory import capacity_for, free, grown, lines
 from unskew.features.kernel.packed import PACKED_WORDS
 from unskew.features.kernel.program import Column, Program, lower
 from unskew.features.kernel.results import column, series
@@ -481,9 +481,9 @@ class ShardState:
             return coded(values, wanted)
         if index not in self._as_texts:
             return 0
-        rows, _ = self._texts.insert(Keys.of(values))
+        rows, fresh = self._texts.insert(Keys.of(values))
         if self._sweep is not None:
-            self._sweep.keep(rows)
+            self._sweep.keep(rows, len(fresh))
         return rows
 
     def _reserve(self, n_events: int) -> None:
@@ -515,11 +515,12 @@ class ShardState:
         state = self._state
         scalars, capacity = state.scalars, len(state.items)
         if self.n_items + count > capacity:
-            items = grown(state.items, max(2 * capacity, self.n_items + count))
+            needed = self.n_items + count
+            items = grown(state.items, capacity_for(needed, capacity), needed)
             state = state._replace(items=items, item_links=links_of(items))
         n_slots = _SLOTS_OF_ITEM * (int(scalars[w.S_ENTERED]) + count)
         if n_slots > len(state.slots):
-            state = state._replace(slots=grown(state.slots, 2 * n_slots))
+            state = state._replace(slots=grown(state.slots, 2 * n_slots, n_slots))
         if n_slots > scalars[w.S_SLOTS]:
             add_slots(scalars, state.items, state.item_links, state.slots, n_slots)
         if state is not self._state:
@@ -540,7 +541,7 @@ class ShardState:
         tiles = len(self._state.tiles)
         free = tiles - int(self._state.scalars[w.S_TILES])
         if n_tiles > free:
-            self._hold(_with_tiles(self._state, max(2 * tiles, tiles + n_tiles - free)))
+            self._hold(_with_tiles(self._state, tiles + n_tiles - free))
         # Most batches bring no new keys, and calling compiled code costs more than to look.
         if len(fresh):
             reset_rows(self._program, self._state.entities, fresh, self._empty, self._empty_present)
@@ -712,17 +713,18 @@ class ShardState:
         if self._sweep is None and len(self._texts) > self._texts_swept_at:
             self._sweep = TextSweep(self._texts, self.directory)
         if self._sweep is not None and self._sweep.go_on(self._program, self._state):
-            self._swept()
+            self._swept(self._sweep)
 
     def _sweep_texts(self) -> None:
         """Forget all texts that are no longer in use."""
-        TextSweep(self._texts, self.directory).finish(self._program, self._state)
-        self._swept()
+        sweep = TextSweep(self._texts, self.directory)
+        sweep.finish(self._program, self._state)
+        self._swept(sweep)
 
-    def _swept(self) -> None:
-        """Sweep again when there are twice as many texts as remain."""
+    def _swept(self, sweep: TextSweep) -> None:
+        """Sweep again when there are twice as many texts as were left of those that there were."""
         self._sweep = None
-        self._texts_swept_at = max(_MIN_TEXTS, 2 * len(self._texts))
+        self._texts_swept_at = max(_MIN_TEXTS, 2 * (len(self._texts) - sweep.n_new))
 
 
 def _counted_since(before: _Counts, now: _Counts) -> tuple[int, ...]:
@@ -810,10 +812,10 @@ def new_rows(program: Program, capacity: int) -> Rows:
 _ROW_ARRAYS = ("touched", "dirty", "dead")
 
 
-def _with_tiles(state: State, n_tiles: int) -> State:
-    """Return a state with room for so many tiles."""
-    tiles = grown(state.tiles, n_tiles)
-    chunks = grown(state.chunks, most_chunks(n_tiles, len(state.ring)))
+def _with_tiles(state: State, needed: int) -> State:
+    """Return a state with room for so many tiles, which has none for them yet."""
+    tiles = grown(state.tiles, capacity_for(needed, len(state.tiles)), needed)
+    chunks = grown(state.chunks, most_chunks(len(tiles), len(state.ring)))
     return state._replace(tiles=tiles, links=links_of(tiles), chunks=chunks)
 
 

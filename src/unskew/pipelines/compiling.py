@@ -80,7 +80,7 @@ def entries() -> list[list[Entry]]:
     of_kernel = [
         Entry.of(run, ints, batch, 0, 0, rows, ints),
         Entry.of(current, ints, rows, ints),
-        Entry.of(mark_texts, program, state, narrow, marks),
+        Entry.of(mark_texts, program, state, narrow, 0, marks),
         Entry.of(_collect, program, state, narrow, *tiles),
         Entry.of(_hang, program, state, narrow, *tiles),
     ]

@@ -128,7 +128,7 @@ def test_keys_made_to_collide_in_one_process_do_not_collide_in_another() -> None
     there = "from unskew.features.kernel.directory import D_SEED, Directory; print(Directory().arrays.scalars[D_SEED])"
     unknowing.arrays.scalars[D_SEED] = int(subprocess.check_output([sys.executable, "-c", there]))
     for directory in (knowing, unknowing):
-        directory.reserve(7000, 100_000)
+        directory.reserve(6000, 100_000)
         directory.insert(_keys(hostile))
         assert len(directory.arrays.slots) == 1 << 14
         assert directory.find(_keys(hostile)).tolist() == list(range(len(hostile)))

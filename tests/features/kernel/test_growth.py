@@ -20,7 +20,7 @@ from unskew.features.kernel import directory as directories
 from unskew.features.kernel import memory, text_sweep
 from unskew.features.kernel import words as w
 from unskew.features.kernel.directory import D_MOVED, EMPTY, Directory, remove_rows
-from unskew.features.kernel.memory import free, grown, lines
+from unskew.features.kernel.memory import MOST_ROWS, capacity_for, free, grown, lines
 from unskew.features.shard_state import ShardState
 from unskew.features.text_buffers import Keys
 from unskew.monitoring.recount import Recount, identical
@@ -62,11 +62,11 @@ def test_an_array_that_has_used_up_its_addresses_is_copied(monkeypatch):
 
 def test_no_more_addresses_are_taken_than_leave_some_for_others():
     """Each array takes a part of those that are left, so that their sum stays below what a process may take."""
-    arrays = [lines(1 << 19, 8) for _ in range(600)]
+    arrays = [lines(1 << 19, 8) for _ in range(300)]
     taken = memory._addresses_taken()
     places = {_address(array) for array in arrays}
 
-    assert len(places) == 600
+    assert len(places) == 300
     assert taken < memory._most_addresses()
 
 
@@ -84,9 +84,47 @@ def test_memory_is_free_after_it_was_freed_little_by_little():
     assert resident() - before < 20 << 20
 
 
+def test_an_array_takes_the_rest_of_its_addresses_if_that_is_enough(monkeypatch):
+    left = memory._most_addresses() - memory._addresses_taken()
+    monkeypatch.setattr(memory, "_PART_OF_ADDRESSES", left // (160 << 20))
+    array = lines(_LARGE, 8)
+    array[:] = 1
+    longer = grown(array, 4 * _LARGE, _LARGE + 100_000)
+
+    assert _address(longer) == _address(array)
+    assert 2 * _LARGE < len(longer) < 4 * _LARGE
+    longer[_LARGE:] = 2
+    assert _address(grown(longer, 4 * _LARGE, 3 * _LARGE)) != _address(array)
+
+
+def test_where_it_is_not_known_how_many_addresses_are_taken_arrays_are_copied(monkeypatch):
+    def none():
+        raise FileNotFoundError("/proc")
+
+    monkeypatch.setattr(memory, "_addresses_taken", none)
+    monkeypatch.setattr(memory, "_most_addresses", memory._most_addresses.__wrapped__)
+    array = lines(_LARGE, 8)
+    array[:] = 1
+
+    assert _address(grown(array, 2 * _LARGE)) != _address(array)
+
+
+def test_bytes_of_keys_are_not_limited_like_rows():
+    directory = Directory()
+    directory.reserve(1, MOST_ROWS // 2 + 1)
+
+    assert len(directory.arrays.pool) > MOST_ROWS
+
+
+@pytest.mark.parametrize(("needed", "n_now", "capacity"), [(5, 4, 8), (9, 4, 9), (MOST_ROWS, MOST_ROWS - 1, MOST_ROWS)])
+def test_there_is_room_for_twice_as_many_up_to_the_limit(needed, n_now, capacity):
+    assert capacity_for(needed, n_now) == capacity
+
+
 _WITHOUT_ADDRESSES = """
-import resource
-resource.setrlimit(resource.RLIMIT_AS, (1 << 36, 1 << 36))
+import resource, sys
+limit = getattr(resource, sys.argv[1])
+resource.setrlimit(limit, (1 << 36, 1 << 36))
 from unskew.features.kernel import memory
 array = memory.lines(1 << 20, 8)
 array[:] = 3
@@ -98,8 +136,9 @@ assert memory._addresses_taken() < 1 << 33
 """
 
 
-def test_where_addresses_are_limited_arrays_are_copied():
-    subprocess.run([sys.executable, "-c", _WITHOUT_ADDRESSES], check=True)
+@pytest.mark.parametrize("limit", ["RLIMIT_AS", "RLIMIT_DATA"])
+def test_where_addresses_are_limited_arrays_are_copied(limit):
+    subprocess.run([sys.executable, "-c", _WITHOUT_ADDRESSES, limit], check=True)
 
 
 def _keys(texts):
@@ -162,6 +201,16 @@ def test_half_of_the_slots_are_free_and_no_step_enters_all_keys(monkeypatch):
 
     assert len(directory.arrays.slots) == 1 << 20
     assert max(moves) == directories._LEAST_MOVED
+
+
+@pytest.mark.parametrize("n_keys", [48_000, 60_000, 65_536])
+def test_a_directory_that_was_filled_at_once_is_not_nearly_full(n_keys):
+    directory = Directory()
+    directory.insert(_keys([f"{number}" for number in range(n_keys)]))
+    restored = Directory.of_rows(*directory.rows_as_they_lie())
+
+    for each in (directory, restored):
+        assert 2 * n_keys <= directories._READY_FROM * len(each.arrays.slots)
 
 
 def test_long_keys_stay_what_they_are_while_their_bytes_grow_and_are_packed():
@@ -232,6 +281,27 @@ def test_texts_are_swept_little_by_little_and_values_equal_the_recount(at_once, 
     assert n_steps_of_sweeps > 10 or at_once == 4096
     # About 40 texts are in the window; in one step at a time as many come as are looked at.
     assert most < 400
+
+
+def test_what_has_no_texts_does_not_slow_the_sweep_of_texts():
+    """Few texts live at a time, beside far more tiles and items of numbers."""
+    planned = view(
+        Wanted("latest", "last", sliding(5 * SECOND, SECOND), "s", of="string"),
+        Wanted("n", "count", sliding(60 * MINUTE, SECOND)),
+        Wanted("different", "count_distinct", sliding(60 * MINUTE, SECOND), "n", of="int64"),
+        columns=TEXT,
+    )
+    state = ShardState(planned, "h0")
+    most = 0
+    for step in range(400):
+        at = step * SECOND
+        rows = [(at, at, {"user": f"u{step * 61 % 997 + i}", "x": 0.0, "n": i, "s": f"{step} {i}"}) for i in range(200)]
+        state.apply(evaluate(planned, events(rows, columns=TEXT)).events, at)
+        most = max(most, state.n_texts)
+
+    assert state.n_tiles + state.n_items > 100_000
+    # Six steps' texts are live, and kept for a row of the instant before.
+    assert most < 5 * 6 * 200
 
 
 def test_the_table_of_items_has_two_slots_for_each_and_short_chains(monkeypatch):

@@ -305,12 +305,19 @@ def _subtract_ordered(packed, entity, window, tile, index):
 
 
 @compiled()
-def mark_texts(program, state, rows, used):
-    """Mark the rows of texts that occur anywhere in the state of the given entities."""
+def mark_texts(program, state, rows, most, used):
+    """Mark the rows of texts that occur anywhere in the state of the given entities.
+
+    Return of how many entities, and how much was looked at: it ends after the entity with which that is ``most``.
+    """
     accumulators = program.accumulators
     features = program.features
-    for entity in rows:
-        row = np.int64(entity)
+    n_seen = 0
+    for number in range(len(rows)):
+        if n_seen >= most:
+            return number, n_seen
+        row = np.int64(rows[number])
+        n_seen += 1
         for index in range(len(features)):
             _mark_values(program, state, row, index, used)
         for window in range(len(program.windows)):
@@ -321,24 +328,29 @@ def mark_texts(program, state, rows, used):
                     continue
                 count_word = accumulators[index, w.A_COUNT_WORD]
                 total = program.windows[window, w.W_TOTAL]
-                _mark_cell(program, state, state.entities, row, total, index, count_word, used)
+                n_seen += _mark_cell(program, state, state.entities, row, total, index, count_word, used)
                 tile = state.entities[row, program.windows[window, w.W_OLDEST]]
                 while tile != w.NONE:
-                    _mark_cell(program, state, state.tiles, tile, w.TILE_WORDS, index, count_word, used)
+                    n_seen += _mark_cell(program, state, state.tiles, tile, w.TILE_WORDS, index, count_word, used)
                     tile = next_of(state, tile)
+    return len(rows), n_seen
 
 
 @inner()
 def _mark_cell(program, state, cells, cell, base, index, count_word, used):
+    """Return how much was looked at: the cell and its items."""
     op = program.accumulators[index, w.A_OP]
     word = base + program.accumulators[index, w.A_WORD]
+    n_seen = 1
     if op in (w.BAG, w.LAST_N, w.FIRST_N):
         item = first_item(cells, cell, word)
         while item != w.NONE:
             used[state.items[item, w.ITEM_CODE]] = True
             item = next_item(state.item_links, item)
+            n_seen += 1
     elif cells[cell, base + count_word] > 0:
         used[cells[cell, word if op in (w.MIN, w.MAX) else word + w.VALUE]] = True
+    return n_seen
 
 
 @inner()

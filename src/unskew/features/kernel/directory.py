@@ -16,7 +16,7 @@ import numpy.typing as npt
 from numba import uint64
 
 from unskew.features.jit import array_at, compiled, inlined, inner, load_word, prefetch, prefetch_item
-from unskew.features.kernel.memory import grown
+from unskew.features.kernel.memory import capacity_for, grown
 from unskew.features.text_buffers import Keys, read_only
 
 EMPTY = -1
@@ -505,8 +505,8 @@ class Directory:
         scalars = self.arrays.scalars
         needed = int(scalars[D_HIGH]) + max(0, n_keys - int(scalars[D_FREE]))
         if needed > self.capacity:
-            capacity = max(2 * self.capacity, needed)
-            self._set(records=grown(self.arrays.records, capacity), free=grown(self.arrays.free, capacity))
+            records = grown(self.arrays.records, capacity_for(needed, self.capacity), needed)
+            self._set(records=records, free=grown(self.arrays.free, len(records)))
         self._reserve_slots(n_keys)
         self._reserve_pool(n_bytes)
 
@@ -521,7 +521,8 @@ class Directory:
             return
         is_full = n_taken > n_slots
         if n_taken > len(self.arrays.next_slots):
-            size = max(2 * n_slots, 1 << (n_taken - 1).bit_length())
+            # A table that is filled at once is not to be nearly full again.
+            size = max(2 * n_slots, 1 << int(n_taken / _READY_FROM).bit_length())
             self.arrays = self.arrays._replace(next_slots=np.empty(size, np.int64))
             self._n_ready = scalars[D_MOVED] = 0
         slots = self.arrays.next_slots
@@ -544,7 +545,7 @@ class Directory:
             return
         garbage = int(scalars[D_GARBAGE])
         if garbage <= _MOST_GARBAGE * needed:
-            self._set(pool=grown(pool, 2 * needed))
+            self._set(pool=grown(pool, 2 * needed, needed))
         else:
             packed = np.empty(max(_MIN_POOL, 2 * (needed - garbage)), np.uint8)
             _repack(self.arrays, packed)

@@ -4,8 +4,8 @@ To copy a large array stops its shard for as long as the copy takes, and on a vi
 copy's memory takes several times as long as the copy. So a large array lies at the beginning of far more addresses than
 it needs. Addresses take no memory; the machine gives that page by page when it is first written to.
 
-Arrays are copied where the operating system limits or counts addresses (``RLIMIT_AS``, strict overcommit, other systems
-than Linux), and where too few are left.
+Arrays are copied where the operating system limits or counts addresses (``RLIMIT_AS``, ``RLIMIT_DATA``, strict
+overcommit, other systems than Linux), and where too few are left.
 """
 
 import mmap
@@ -29,9 +29,9 @@ LINE_WORDS = 8
 _LINE_BYTES = 8 * LINE_WORDS
 _MOST_SPARE = 1 / 8
 """Rows are made of whole cache lines where that takes at most this part of them."""
-_ADDRESSES_OF_MEMORY, _MOST_ADDRESSES = 64, 1 << 46
+_ADDRESSES_OF_MEMORY = 64
 """A process takes at most so many addresses for each byte of the machine's memory, and half of what there are."""
-_PART_OF_ADDRESSES = 256
+_PART_OF_ADDRESSES = 64
 """An array takes this part of the addresses that are left, so there are always some left for other arrays."""
 # Of mmap: memory that may be needed is not counted. Only newer versions of Python name it.
 _NOT_COUNTED = 0x4000
@@ -46,27 +46,41 @@ def lines(n_rows: int, n_words: int) -> npt.NDArray[np.int64]:
 
     Raises ``MemoryError`` for more than ``MOST_ROWS``.
     """
+    capacity_for(n_rows, 0)
     whole = -(-n_words // LINE_WORDS) * LINE_WORDS
     return _empty((n_rows, whole if whole - n_words <= whole * _MOST_SPARE else n_words), np.int64)
 
 
-def grown(array: npt.NDArray[Any], capacity: int) -> npt.NDArray[Any]:
+def grown(array: npt.NDArray[Any], capacity: int, least: int | None = None) -> npt.NDArray[Any]:
     """Return an array of ``capacity`` rows, more than ``array`` has: its rows, then uninitialised ones.
 
-    The result may lie where ``array`` lies, so ``array`` is grown once. It begins at a cache line. Raises
-    ``MemoryError`` for more than ``MOST_ROWS``.
+    The result may lie where ``array`` lies, so ``array`` is grown once. It begins at a cache line. ``least``: fewer
+    rows, but at least so many, are enough if more would have to be copied.
     """
-    _check(capacity)
     owner = _owner_of(array)
     addresses = _addresses_of(owner)
     if addresses is not None:
         begin = array.ctypes.data - owner.ctypes.data
-        end = begin + array.strides[0] * capacity
-        if end <= len(addresses):
-            return owner[begin:end].view(array.dtype).reshape(capacity, *array.shape[1:])
+        n_rows = min(capacity, (len(addresses) - begin) // array.strides[0])
+        if n_rows >= (capacity if least is None else least):
+            end = begin + array.strides[0] * n_rows
+            return owner[begin:end].view(array.dtype).reshape(n_rows, *array.shape[1:])
     result = _empty((capacity, *array.shape[1:]), array.dtype)
     result[: len(array)] = array
     return result
+
+
+def capacity_for(needed: int, n_now: int) -> int:
+    """Return how many rows are to have room where ``needed`` have none: twice as many as now, or what is needed.
+
+    Raises ``MemoryError`` if more than ``MOST_ROWS`` are needed.
+    """
+    if needed > MOST_ROWS:
+        raise MemoryError(
+            f"a shard needs room for {needed:,} entities, tiles or items, and has it for at most {MOST_ROWS:,}: divide "
+            "the entities among more shards or partitions"
+        )
+    return max(needed, min(2 * n_now, MOST_ROWS))
 
 
 def free(array: npt.NDArray[Any]) -> None:
@@ -86,17 +100,8 @@ def free(array: npt.NDArray[Any]) -> None:
         owner.resize((n_rows, *owner.shape[1:]), refcheck=False)
 
 
-def _check(n_rows: int) -> None:
-    if n_rows > MOST_ROWS:
-        raise MemoryError(
-            f"a shard needs room for {n_rows:,} entities, tiles or items, and has it for at most {MOST_ROWS:,}: divide "
-            "the entities among more shards or partitions"
-        )
-
-
 def _empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     """Return an uninitialised array that begins at a cache line, with addresses to grow if it is large."""
-    _check(shape[0])
     n_bytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     addresses = _reserved(n_bytes) if n_bytes >= _RESERVED_FROM else None
     if addresses is None:
@@ -129,20 +134,28 @@ def _reserved(n_bytes: int) -> _Addresses | None:
         addresses = _Addresses(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NOT_COUNTED)
     except OSError:
         return None
-    # As numpy does for large arrays; a kernel without huge pages refuses.
-    with suppress(OSError):
-        addresses.madvise(mmap.MADV_HUGEPAGE)
+    # As numpy does for large arrays; a kernel without huge pages refuses. A core dump would be as long as all of it.
+    for advice in (mmap.MADV_HUGEPAGE, mmap.MADV_DONTDUMP):
+        with suppress(OSError):
+            addresses.madvise(advice)
     return addresses
 
 
 @cache
 def _most_addresses() -> int:
-    """Return how many addresses this process may take; 0 if they are limited, or counted as memory."""
-    if sys.platform != "linux" or resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+    """Return how many addresses this process may take; 0 if they are limited, counted as memory, or not known."""
+    limits = (resource.RLIMIT_AS, resource.RLIMIT_DATA)
+    if sys.platform != "linux" or any(resource.getrlimit(limit)[0] != resource.RLIM_INFINITY for limit in limits):
         return 0
-    if Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2":
+    try:
+        is_counted = Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2"
+        _addresses_taken()
+    except OSError:
         return 0
-    return min(_ADDRESSES_OF_MEMORY * os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE, _MOST_ADDRESSES)
+    # Large arrays lie near the end of what a process has.
+    half_of_all = 1 << (np.empty(_RESERVED_FROM, np.uint8).ctypes.data.bit_length() - 1)
+    of_memory = _ADDRESSES_OF_MEMORY * os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE
+    return 0 if is_counted else min(of_memory, half_of_all)
 
 
 def _addresses_taken() -> int:

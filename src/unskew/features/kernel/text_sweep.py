@@ -8,50 +8,51 @@ events, and these are marked when they come. With millions of texts the whole wo
 import numpy as np
 import numpy.typing as npt
 
-from unskew.features.kernel import words as w
 from unskew.features.kernel.accumulators import mark_texts
 from unskew.features.kernel.directory import Directory, remove_rows
 from unskew.features.kernel.memory import grown
 from unskew.features.kernel.program import Program
 from unskew.features.kernel.state import State
 
-_LEAST_AT_ONCE = 4096
+_LEAST_AT_ONCE = 1024
 """So much is looked at in each step, and so many times more for each text of its events."""
-_FOR_EACH_TEXT = 4
+_FOR_EACH_TEXT = 16
 
 
 class TextSweep:
     """A sweep of the texts that a directory has now; later ones stay."""
 
     def __init__(self, texts: Directory, entities: Directory) -> None:
+        self.n_new = 0
+        """The number of texts that are new since the beginning."""
         self._texts, self._entities = texts, entities
         self._used = np.zeros(texts.capacity, np.bool_)
         self._n_texts, self._n_entities = texts.n_rows, entities.n_rows
         self._entity = self._text = 0
-        self._n_new = 0
+        self._n_in_events = 0
 
-    def keep(self, rows: npt.NDArray[np.int32]) -> None:
-        """Keep the texts in these rows, which are in events that come."""
+    def keep(self, rows: npt.NDArray[np.int32], n_new: int) -> None:
+        """Keep the texts in these rows, which are in events that come; so many of them are new."""
         n_before = len(self._used)
         if self._texts.capacity > n_before:
             # Also of later texts, because entities that are not looked through yet get them too.
             self._used = grown(self._used, self._texts.capacity)
             self._used[n_before:] = False
         self._used[rows] = True
-        self._n_new += len(rows)
+        self._n_in_events += len(rows)
+        self.n_new += n_new
 
     def go_on(self, program: Program, state: State) -> bool:
         """Do a piece of work; return whether it was the last one. No event may be on its way into the state."""
-        left = _LEAST_AT_ONCE + _FOR_EACH_TEXT * self._n_new
-        self._n_new = 0
-        if self._entity < self._n_entities:
-            # An entity takes as long as what it has.
-            n_cells = max(1, int(state.scalars[w.S_TILES] + state.scalars[w.S_ITEMS]) // self._n_entities)
-            end = min(self._entity + max(1, left // n_cells), self._n_entities)
-            mark_texts(program, state, self._entities.rows(self._entity, end), self._used)
-            left -= (end - self._entity) * n_cells
-            self._entity = end
-            if left <= 0 or end < self._n_entities:
+        left = _LEAST_AT_ONCE + _FOR_EACH_TEXT * self._n_in_events
+        self._n_in_events = 0
+        while self._entity < self._n_entities:
+            first, end = self._entity, min(self._entity + left, self._n_entities)
+            rows = self._entities.rows(first, end)
+            n_marked, n_seen = mark_texts(program, state, rows, left, self._used)
+            self._entity = end if n_marked == len(rows) else int(rows[n_marked])
+            left -= n_seen + self._entity - first
+            if left <= 0:
                 return False
         end = min(self._text + left, self._n_texts)
         rows = self._texts.rows(self._text, end)
