@@ -38,11 +38,12 @@ _ROW_MASK = (1 << _ROW_BITS) - 1
 _FEW_KEYS, _USUAL_BYTES = 1_000, 24
 # How many keys ahead memory is prefetched: first the slot, then, once that is there, the record.
 _SLOT_AHEAD, _RECORD_AHEAD = 32, 16
-# A table of slots is full when half of its slots have a row. From the first part of that on, more slots are made ready,
-# and from the second part on rows are moved there, so many for each key that comes and at least so many at once.
-_READY_FROM, _MOVED_FROM = 3 / 4, 7 / 8
-_SLOTS_A_KEY, _LEAST_SLOTS = 40, 1 << 16
-_MOVED_A_KEY, _LEAST_MOVED = 10, 1 << 12
+# A table of slots is full when half of its slots have a row. From this part of that on, the next table is made ready,
+# and then rows are moved there, so many for each key that comes and at least so many at once: it is done before the
+# table is full.
+_READY_FROM = 3 / 4
+_SLOTS_A_KEY, _LEAST_SLOTS = 48, 1 << 16
+_MOVED_A_KEY, _LEAST_MOVED = 12, 1 << 12
 # All directories of a process have one, so that a key is hashed once to be looked for in many of them.
 _SEED = secrets.randbits(63)
 
@@ -530,7 +531,7 @@ class Directory:
             end = len(slots) if is_full else self._n_ready + max(_SLOTS_A_KEY * n_keys, _LEAST_SLOTS)
             slots[self._n_ready : end] = EMPTY
             self._n_ready = min(end, len(slots))
-        if self._n_ready == len(slots) and n_taken > _MOVED_FROM * n_slots:
+        if self._n_ready == len(slots):
             high, moved = int(scalars[D_HIGH]), int(scalars[D_MOVED])
             end = high if is_full else min(high, moved + max(_MOVED_A_KEY * n_keys, _LEAST_MOVED))
             _move(scalars, slots, self.arrays.records, end)
