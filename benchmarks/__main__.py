@@ -7,6 +7,7 @@ from pathlib import Path
 NAMES = (
     "bench_compile",
     "bench_kernel",
+    "bench_growth",
     "bench_aggregations",
     "bench_extremes",
     "bench_decode",
