@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,10 @@ from tests.support.servers.objects import BUCKET, SeaweedFS, reaching
 from unskew.demo.embedded import EmbeddedBroker, EmbeddedRedis
 from unskew.sinks.objects import ObjectPath
 from unskew.sinks.redis.keyspace import connect
+
+# As for most users: what is imported may be kept beside it, and is read from there.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # noqa: TID251 - Python's own setting
+sys.dont_write_bytecode = False
 
 MOST_WORKERS = 4
 # Their tests share what takes long to set up, so one worker runs them all; any other test goes to whoever is free.

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -721,3 +722,42 @@ def test_a_table_in_yaml_lies_beside_its_definition(tmp_path):
     (tmp_path / "bad.yaml").write_text("table: {name: more, path: x, schema: line.avsc, event_time: at, delay: 3}")
     with pytest.raises(DefinitionError, match=r"table more: delay: 3 has no unit"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("changed", ["views.py", "_helpers.py", "_rules/__init__.py", "_rules/names.py"])
+def test_what_is_saved_twice_in_a_second_is_read_as_it_is_and_nothing_is_left_beside_it(changed, folder):
+    def save(name, text):
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+
+    files = {
+        "views.py": "from _helpers import HELPED\nfrom _rules import RULED\nfrom _rules.names import NAMED\nOWN = 'old'\n"
+        f"NAMES = '_'.join([OWN, HELPED, RULED, NAMED])\n{PYTHON}".replace('"user_purchases"', "NAMES"),
+        "_helpers.py": "HELPED = 'old'\n",
+        "_rules/__init__.py": "RULED = 'old'\n",
+        "_rules/names.py": "NAMED = 'old'\n",
+    }
+    for name, text in files.items():
+        save(name, text)
+    before = list(load(folder).views)
+    save(changed, files[changed].replace("'old'", "'new'"))
+    after = list(load(folder).views)
+
+    assert not sys.dont_write_bytecode
+    assert before == ["old_old_old_old"]
+    assert after == ["_".join("new" if name == changed else "old" for name in files)]
+    assert not list(folder.rglob("__pycache__"))
+    assert not [entry for entry in sys.path_importer_cache if entry.startswith(str(folder))]
+
+
+def test_a_package_of_an_environment_below_a_folder_of_definitions_is_imported_as_ever(folder, monkeypatch):
+    site = folder / ".venv" / "site"
+    (site / "apart").mkdir(parents=True)
+    (site / "apart" / "__init__.py").write_text("NAME = 'from_apart'\n")
+    monkeypatch.syspath_prepend(str(site))
+    write(folder, views_py=f"from apart import NAME\n{PYTHON}".replace('"user_purchases"', "NAME"))
+
+    assert list(load(folder / "views.py").views) == ["from_apart"]
+    assert list((site / "apart" / "__pycache__").iterdir())

@@ -12,11 +12,22 @@ import re
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.machinery import (
+    BYTECODE_SUFFIXES,
+    EXTENSION_SUFFIXES,
+    SOURCE_SUFFIXES,
+    ExtensionFileLoader,
+    FileFinder,
+    SourceFileLoader,
+    SourcelessFileLoader,
+)
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import msgspec
 import yaml
+from typing_extensions import override
 
 from unskew.features.definitions.compile import compiled
 from unskew.features.definitions.documents import definition_of
@@ -188,8 +199,22 @@ def _beside(path: object, folder: Path) -> object:
     return path
 
 
+class _FromSource(SourceFileLoader):
+    """Compiles a file whenever it is imported, and keeps nothing.
+
+    What Python keeps beside a file it takes for the file's as long as size and second of the last change are equal, so
+    that of two changes in one second it may see the first alone. Nor is a folder of definitions to be written to.
+    """
+
+    @override
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
 def _from_python(path: Path, root: Path) -> list[Definition]:
-    spec = importlib.util.spec_from_file_location(f"unskew_definitions.{path.stem}", path.resolve())
+    name, file = f"unskew_definitions.{path.stem}", path.resolve()
+    spec = importlib.util.spec_from_file_location(name, file, loader=_FromSource(name, str(file)))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -212,19 +237,48 @@ def _importing_from(*folders: Path) -> Iterator[None]:
     Another folder may have files of the same names.
     """
     before = set(sys.modules)
+    # An environment's packages may lie below, but they are not definitions.
+    apart = [Path(entry) for entry in sys.path if entry and Path(entry) not in folders]
+
+    def is_here(entry: str) -> bool:
+        path = Path(entry)
+        return _is_below(path, folders) and not _is_below(path, [each for each in apart if _is_below(each, folders)])
+
+    def finder_of(entry: str) -> FileFinder:
+        if not is_here(entry):
+            raise ImportError(f"{entry} has no definitions")
+        return FileFinder(
+            entry,
+            (ExtensionFileLoader, EXTENSION_SUFFIXES),
+            (_FromSource, SOURCE_SUFFIXES),
+            (SourcelessFileLoader, BYTECODE_SUFFIXES),
+        )
+
+    def forget_finders() -> None:
+        for entry in [entry for entry in sys.path_importer_cache if is_here(entry)]:
+            del sys.path_importer_cache[entry]
+
     sys.path[:0] = map(str, folders)
+    sys.path_hooks.insert(0, finder_of)
     # A folder that was looked into before may have other files by now.
+    forget_finders()
     importlib.invalidate_caches()
     try:
         yield
     finally:
+        sys.path_hooks.remove(finder_of)
+        forget_finders()
         for folder in folders:
             with contextlib.suppress(ValueError):
                 sys.path.remove(str(folder))
         for name in set(sys.modules) - before:
             file = getattr(sys.modules[name], "__file__", None)
-            if file is not None and any(Path(file).resolve().is_relative_to(folder) for folder in folders):
+            if file is not None and _is_below(Path(file).resolve(), folders):
                 del sys.modules[name]
+
+
+def _is_below(path: Path, folders: Sequence[Path]) -> bool:
+    return any(path.is_relative_to(folder) for folder in folders)
 
 
 def _place(path: Path, error: BaseException) -> str:
