@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 from bench_kernel import LONG, events_of, resident_bytes, the_view
+from workload import SCHEMA
 
 from unskew.features.definitions import agg
 from unskew.features.definitions.compile import compile as compile_definitions
@@ -38,24 +39,15 @@ from unskew.features.plan import ViewPlan
 from unskew.features.shard_state import ShardState
 
 N_ENTITIES = {"values": 100_000, "texts": 100_000, "ids": 1_000_000}
-SCHEMA = {
-    "type": "record",
-    "name": "Event",
-    "fields": [
-        {"name": "user", "type": "long"},
-        {"name": "number", "type": "double"},
-        {"name": "text", "type": "string"},
-        {"name": "at", "type": {"type": "long", "logicalType": "timestamp-micros"}},
-    ],
-}
+WITH_TEXT = {**SCHEMA, "fields": [*SCHEMA["fields"], {"name": "text", "type": "string"}]}
 
 
 def view_of(what: str) -> ViewPlan:
     """Return the view whose state grows."""
     if what == "entities":
         return the_view(LONG)
-    stream = Stream("events", topic="events", schema=SCHEMA, event_time="at", event_id="text", dedupe_within="1d")
-    feature = Feature("different", agg.count_distinct("number" if what == "values" else "text"), Sliding("30d"))
+    stream = Stream("events", topic="events", schema=WITH_TEXT, event_time="at", event_id="text", dedupe_within="1d")
+    feature = Feature("different", agg.count_distinct("amount" if what == "values" else "text"), Sliding("30d"))
     return compile_definitions(
         FeatureView("by_user", entity=Entity("user", key="user"), stream=stream, features=[feature])
     ).views["by_user"]

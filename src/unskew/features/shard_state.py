@@ -513,10 +513,9 @@ class ShardState:
 
     def _reserve_items(self, count: int) -> None:
         state = self._state
-        scalars, capacity = state.scalars, len(state.items)
-        if self.n_items + count > capacity:
-            needed = self.n_items + count
-            items = grown(state.items, capacity_for(needed, capacity), needed)
+        scalars, needed = state.scalars, self.n_items + count
+        if needed > len(state.items):
+            items = grown(state.items, capacity_for(needed, len(state.items)), needed)
             state = state._replace(items=items, item_links=links_of(items))
         n_slots = _SLOTS_OF_ITEM * (int(scalars[w.S_ENTERED]) + count)
         if n_slots > len(state.slots):
@@ -538,10 +537,9 @@ class ShardState:
         if capacity > len(self._state.entities):
             rows_of = {name: grown(getattr(self._state, name), capacity) for name in _ROW_ARRAYS}
             self._hold(self._state._replace(entities=grown(self._state.entities, capacity), **rows_of))
-        tiles = len(self._state.tiles)
-        free = tiles - int(self._state.scalars[w.S_TILES])
-        if n_tiles > free:
-            self._hold(_with_tiles(self._state, tiles + n_tiles - free))
+        needed = self.n_tiles + n_tiles
+        if needed > len(self._state.tiles):
+            self._hold(_with_tiles(self._state, needed))
         # Most batches bring no new keys, and calling compiled code costs more than to look.
         if len(fresh):
             reset_rows(self._program, self._state.entities, fresh, self._empty, self._empty_present)

@@ -237,12 +237,12 @@ def _importing_from(*folders: Path) -> Iterator[None]:
     Another folder may have files of the same names.
     """
     before = set(sys.modules)
+    here = [str(folder) for folder in folders]
     # An environment's packages may lie below, but they are not definitions.
-    apart = [Path(entry) for entry in sys.path if entry and Path(entry) not in folders]
+    apart = [entry for entry in sys.path if entry not in here and _is_below(entry, here)]
 
     def is_here(entry: str) -> bool:
-        path = Path(entry)
-        return _is_below(path, folders) and not _is_below(path, [each for each in apart if _is_below(each, folders)])
+        return _is_below(entry, here) and not _is_below(entry, apart)
 
     def finder_of(entry: str) -> FileFinder:
         if not is_here(entry):
@@ -258,7 +258,7 @@ def _importing_from(*folders: Path) -> Iterator[None]:
         for entry in [entry for entry in sys.path_importer_cache if is_here(entry)]:
             del sys.path_importer_cache[entry]
 
-    sys.path[:0] = map(str, folders)
+    sys.path[:0] = here
     sys.path_hooks.insert(0, finder_of)
     # A folder that was looked into before may have other files by now.
     forget_finders()
@@ -268,17 +268,18 @@ def _importing_from(*folders: Path) -> Iterator[None]:
     finally:
         sys.path_hooks.remove(finder_of)
         forget_finders()
-        for folder in folders:
+        for folder in here:
             with contextlib.suppress(ValueError):
-                sys.path.remove(str(folder))
+                sys.path.remove(folder)
         for name in set(sys.modules) - before:
             file = getattr(sys.modules[name], "__file__", None)
-            if file is not None and _is_below(Path(file).resolve(), folders):
+            if file is not None and _is_below(str(Path(file).resolve()), here):
                 del sys.modules[name]
 
 
-def _is_below(path: Path, folders: Sequence[Path]) -> bool:
-    return any(path.is_relative_to(folder) for folder in folders)
+def _is_below(path: str, folders: Sequence[str]) -> bool:
+    """Return whether a path is one of these folders or lies below one; objects for paths would take longer."""
+    return any(path == folder or path.startswith(folder.rstrip(os.sep) + os.sep) for folder in folders)
 
 
 def _place(path: Path, error: BaseException) -> str:

@@ -46,9 +46,8 @@ def lines(n_rows: int, n_words: int) -> npt.NDArray[np.int64]:
 
     Raises ``MemoryError`` for more than ``MOST_ROWS``.
     """
-    capacity_for(n_rows, 0)
     whole = -(-n_words // LINE_WORDS) * LINE_WORDS
-    return _empty((n_rows, whole if whole - n_words <= whole * _MOST_SPARE else n_words), np.int64)
+    return _empty((capacity_for(n_rows, 0), whole if whole - n_words <= whole * _MOST_SPARE else n_words), np.int64)
 
 
 def grown(array: npt.NDArray[Any], capacity: int, least: int | None = None) -> npt.NDArray[Any]:
