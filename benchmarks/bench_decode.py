@@ -35,6 +35,7 @@ from unskew.features.definitions.vocabulary import Entity, Feature, FeatureView,
 from unskew.features.evaluate import Evaluator
 from unskew.features.plan import ViewPlan
 from unskew.pipelines.decoding.avro import Decoder, decoder_of
+from unskew.pipelines.kafka.blobs import Blobs
 from unskew.pipelines.kafka.poll import Poll
 
 START_MS = 1_600_000_000_000
@@ -206,7 +207,15 @@ def print_checks(values: list[bytes], seconds: float) -> None:
 def poll(values: list[bytes]) -> Poll:
     offsets = np.arange(len(values), dtype=np.int64)
     return Poll(
-        "events", 0, START_MS * 1000, False, offsets, offsets + START_MS * 1000, [None] * len(values), values, []
+        "events",
+        0,
+        START_MS * 1000,
+        False,
+        offsets,
+        offsets + START_MS * 1000,
+        Blobs.of([None] * len(values)),
+        Blobs.of(values),
+        [],
     )
 
 

@@ -36,6 +36,7 @@ from unskew.features.types import Type
 from unskew.features.updates import StepRows, Updates
 from unskew.pipelines.decoding.avro import AvroDecoder
 from unskew.pipelines.decoding.avro_walk import FRAME_BYTES, Wire
+from unskew.pipelines.kafka.blobs import Blobs
 from unskew.pipelines.kafka.poll import Poll
 from unskew.sinks.redis.cluster_slots import slots_of
 from unskew.sinks.redis.keyspace import value_key
@@ -250,6 +251,7 @@ def avro(stream: StreamPlan, n: int, repeats: int) -> dict[str, tuple[float, flo
     at = 1_600_000_000_000_000 + np.arange(n) * 1_000
     frame = pl.DataFrame({"user": random.integers(0, 100_000, n), "amount": random.gamma(2.0, 20.0, n), "at": at})
     messages = encode(frame, SCHEMA)
+    values = Blobs.of(messages)
     poll = Poll(
         stream="events",
         partition=0,
@@ -257,8 +259,8 @@ def avro(stream: StreamPlan, n: int, repeats: int) -> dict[str, tuple[float, flo
         ended=False,
         offsets=np.arange(n),
         arrivals=at,
-        keys=[None] * n,
-        values=list(messages),
+        keys=Blobs.of([None] * n),
+        values=values,
         rejected=[],
     )
     decoder, wire = AvroDecoder(stream), Wire(stream.schema)
@@ -272,11 +274,11 @@ def avro(stream: StreamPlan, n: int, repeats: int) -> dict[str, tuple[float, flo
         records = each()
         return pl.DataFrame({name: [record[name] for record in records] for name in names})
 
-    assert library()["amount"].equals(wire.read(messages)["amount"])
+    assert library()["amount"].equals(wire.read(values)["amount"])
     return measure(
         {
-            "walked, joined, read by Polars": lambda: (wire.check(messages), wire.read(messages)),
-            "of that, the walk": lambda: wire.check(messages),
+            "walked, joined, read by Polars": lambda: (wire.check(values), wire.read(values)),
+            "of that, the walk": lambda: wire.check(values),
             "the decoder whole": lambda: decoder.decode(poll),
             "fastavro, message by message": library,
             "of that, without columns": each,

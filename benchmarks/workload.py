@@ -16,6 +16,7 @@ import polars as pl
 
 from unskew.pipelines import run as pipeline
 from unskew.pipelines.deployment import Deployment
+from unskew.pipelines.kafka.blobs import Blobs
 from unskew.pipelines.state.journal import Fact, Journal
 
 SCHEMA = {
@@ -212,8 +213,8 @@ def turns(n_records: int, n_partitions: int = 1, *, n_turns: int) -> Iterator[li
                     ended=False,
                     offsets=np.arange(first, first + n_own),
                     arrivals=arrivals,
-                    keys=[None] * n_own,
-                    values=values[own].tolist(),
+                    keys=Blobs.of([None] * n_own),
+                    values=Blobs.of(values[own].tolist()),
                     rejected=[],
                 )
                 turn.append(poll)

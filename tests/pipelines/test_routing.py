@@ -3,6 +3,7 @@
 import io
 
 import fastavro
+import msgspec
 import numpy as np
 import polars as pl
 import pytest
@@ -13,6 +14,7 @@ from unskew.features.definitions.compile import compile as compile_definitions
 from unskew.features.definitions.vocabulary import Entity, Feature, FeatureView, Sliding, Stream
 from unskew.features.events import Events
 from unskew.pipelines.decoding.avro import decoder_of
+from unskew.pipelines.kafka.blobs import Blobs
 from unskew.pipelines.kafka.poll import Poll, Rejected
 from unskew.pipelines.routing import Router, TableRows
 from unskew.pipelines.state.ordering import Slice
@@ -67,8 +69,8 @@ def _poll(numbers, partition=0, **more):
         ended=False,
         offsets=np.arange(len(values)) + 100 * partition,
         arrivals=arrivals + partition,
-        keys=[b"k%d" % number for number in range(len(values))],
-        values=values,
+        keys=Blobs.of([b"k%d" % number for number in range(len(values))]),
+        values=Blobs.of(values),
         rejected=[],
         **more,
     )
@@ -103,6 +105,12 @@ def test_views_that_share_an_evaluation_get_what_each_gets_alone(numbers):
 FOREIGN = [Rejected(7, NOON_US, "past the present", None, b"x")]
 
 
+def _with(poll, place, value):
+    values = list(poll.values)
+    values[place] = value
+    return msgspec.structs.replace(poll, values=Blobs.of(values))
+
+
 @pytest.mark.parametrize("n_hashes", [1, 2])
 def test_polls_that_come_together_give_what_each_gives_alone(n_hashes):
     """Among them are empty ones, records that are not events, others of another schema, and two of one partition."""
@@ -116,9 +124,8 @@ def test_polls_that_come_together_give_what_each_gives_alone(n_hashes):
         _poll([4, 4], 6, schema_id=1, decided=True),
         _poll([4], 7, schema_id=2),
     ]
-    for poll in polls[::2]:
-        poll.values[len(poll.values) // 2] = b"not an event"
-    polls[0].values[0] = None
+    polls[::2] = [_with(poll, len(poll.values) // 2, b"not an event") for poll in polls[::2]]
+    polls[0] = _with(polls[0], 0, None)
     polls[2].rejected.extend(FOREIGN)
     views = list(PLAN.views.values())
     (stream,) = PLAN.streams.values()

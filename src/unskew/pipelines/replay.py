@@ -27,6 +27,7 @@ from unskew.pipelines.decoding.avro import decoder_of
 from unskew.pipelines.decoding.reading import without_logical_types
 from unskew.pipelines.decoding.resolve import Incompatible
 from unskew.pipelines.decoding.writers import Schemas
+from unskew.pipelines.kafka.blobs import Blobs
 from unskew.pipelines.kafka.poll import FRAME_BYTES, Poll
 from unskew.pipelines.state.folder import schema_ids_of
 from unskew.pipelines.state.journal import place_of
@@ -377,8 +378,8 @@ def _poll(
         False,
         np.array([record.offset], np.int64),
         np.array([arrival_us], np.int64),
-        [record.key],
-        [record.value],
+        Blobs.of([record.key]),
+        Blobs.of([record.value]),
         [],
         headers=[record.headers],
         place=place,

@@ -17,6 +17,7 @@ from tests.support import plans
 from unskew.features.definitions.avro_schema import avro_columns
 from unskew.pipelines.decoding.avro import DEAD_LETTER_SCHEMA, AvroDecoder
 from unskew.pipelines.decoding.avro_walk import Wire, varint
+from unskew.pipelines.kafka.blobs import NO_BLOBS, Blobs
 from unskew.pipelines.kafka.poll import Poll, Rejected
 
 MILLIS = {"type": "long", "logicalType": "timestamp-millis"}
@@ -62,7 +63,15 @@ def poll(values, rejected=()):
     arrivals = offsets * 1_000 + NOON_MS * 1_000
     keys = [b"k%d" % offset for offset in offsets]
     return Poll(
-        "stream", 3, int(arrivals[-1]) if values else None, False, offsets, arrivals, keys, list(values), list(rejected)
+        "stream",
+        3,
+        int(arrivals[-1]) if values else None,
+        False,
+        offsets,
+        arrivals,
+        Blobs.of(keys),
+        Blobs.of(values),
+        list(rejected),
     )
 
 
@@ -211,7 +220,7 @@ def test_a_batch_reads_as_its_messages_read_alone(batch):
 def test_a_message_that_passes_the_check_passes_with_fastavro_too(batch, noise, data):
     cut = data.draw(st.integers(5, len(batch[0])))
     spoiled = [batch[0][:cut] + noise, *batch[1:], FRAME + noise]
-    passed = Wire(EVERYTHING).check(spoiled, None)
+    passed = Wire(EVERYTHING).check(Blobs.of(spoiled), None)
 
     for value, good in zip(spoiled, passed, strict=True):
         if good:
@@ -224,8 +233,8 @@ def test_a_message_that_passes_the_check_passes_with_fastavro_too(batch, noise, 
 def test_well_formed_messages_are_read_in_one_piece(batch):
     wire = Wire(EVERYTHING)
 
-    assert wire.check(batch, None).all()
-    assert wire.read(batch).height == len(batch)
+    assert wire.check(Blobs.of(batch), None).all()
+    assert wire.read(Blobs.of(batch)).height == len(batch)
 
 
 @given(st.lists(st.binary(max_size=6) | st.text(max_size=4).map(str.encode), max_size=12))
@@ -240,7 +249,7 @@ def test_the_check_knows_utf8_as_python_does(texts):
             return False
         return True
 
-    assert Wire(schema).check(values, None).tolist() == [valid(text) for text in texts]
+    assert Wire(schema).check(Blobs.of(values), None).tolist() == [valid(text) for text in texts]
 
 
 def test_every_single_byte_of_lead_and_continuation_is_judged_as_python_judges_it():
@@ -251,7 +260,7 @@ def test_every_single_byte_of_lead_and_continuation_is_judged_as_python_judges_i
         for second in range(0x7F, 0xC1)
         for rest in ([], [0x80], [0x80, 0xBF])
     ]
-    passed = Wire(schema).check([FRAME + varint(len(text)) + text for text in texts], None)
+    passed = Wire(schema).check(Blobs.of(FRAME + varint(len(text)) + text for text in texts), None)
 
     assert [text for text, good in zip(texts, passed, strict=True) if good] == [
         text for text in texts if text.decode(errors="replace").encode() == text
@@ -273,7 +282,7 @@ def test_frames_inside_a_payload_cannot_shift_a_neighbour():
     second = FRAME + varint(len(blob)) + blob + time
     first = FRAME + varint(len(b"abc") + len(FRAME) + 1 + len(padding)) + b"abc"
     # Read in one piece: two rows, both frames right, nothing left over. What is decoded cannot tell.
-    assert Wire(schema).read([first, second])["blob"].to_list() == [b"abc" + second[:6] + padding, b"xyz"]
+    assert Wire(schema).read(Blobs.of([first, second]))["blob"].to_list() == [b"abc" + second[:6] + padding, b"xyz"]
 
     decoded = AvroDecoder(stream(schema)).decode(poll([first, second]))
 
@@ -429,6 +438,6 @@ def test_a_union_that_polars_cannot_read_is_read_message_by_message():
 
 def test_a_poll_keeps_its_clock_and_end():
     empty = np.empty(0, np.int64)
-    decoded = AvroDecoder(stream()).decode(Poll("stream", 3, None, True, empty, empty, [], [], []))
+    decoded = AvroDecoder(stream()).decode(Poll("stream", 3, None, True, empty, empty, NO_BLOBS, NO_BLOBS, []))
 
     assert (decoded.stream, decoded.partition, decoded.clock_us, decoded.ended) == ("stream", 3, None, True)

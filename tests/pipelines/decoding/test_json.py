@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.support import plans
 from unskew.features.definitions.json_schema import json_columns
 from unskew.pipelines.decoding.avro import DEAD_LETTER_SCHEMA, decoder_of
+from unskew.pipelines.kafka.blobs import Blobs
 from unskew.pipelines.kafka.poll import Poll
 
 NOON_MS = 1_483_272_000_000
@@ -56,7 +57,17 @@ def plan(schema=SCHEMA, event_time="at", **more):
 
 def decode(values, schema=SCHEMA, event_time="at"):
     offsets = np.arange(len(values), dtype=np.int64)
-    poll = Poll("stream", 0, NOON_MS * 1000, False, offsets, offsets + NOON_MS * 1000, [None] * len(values), values, [])
+    poll = Poll(
+        "stream",
+        0,
+        NOON_MS * 1000,
+        False,
+        offsets,
+        offsets + NOON_MS * 1000,
+        Blobs.of([None] * len(values)),
+        Blobs.of(values),
+        [],
+    )
     return decoder_of(plan(schema, event_time)).decode(poll)
 
 

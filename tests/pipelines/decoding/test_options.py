@@ -24,6 +24,7 @@ from unskew.features.definitions.vocabulary import Entity, Feature, FeatureView,
 from unskew.features.errors import DefinitionError
 from unskew.pipelines.decoding.avro import decoder_of
 from unskew.pipelines.decoding.resolve import Unregistered
+from unskew.pipelines.kafka.blobs import Blobs
 from unskew.pipelines.kafka.poll import Poll
 
 NOON_MS = 1_483_272_000_000
@@ -45,7 +46,17 @@ def faults(schema, **more):
 
 def poll(values):
     offsets = np.arange(len(values), dtype=np.int64)
-    return Poll("s", 0, NOON_MS * 1000, False, offsets, offsets + NOON_MS * 1000, [None] * len(values), values, [])
+    return Poll(
+        "s",
+        0,
+        NOON_MS * 1000,
+        False,
+        offsets,
+        offsets + NOON_MS * 1000,
+        Blobs.of([None] * len(values)),
+        Blobs.of(values),
+        [],
+    )
 
 
 def outcomes(decoder, values, columns):

@@ -32,6 +32,7 @@ from unskew.features.definitions.vocabulary import Entity, Feature, FeatureView,
 from unskew.features.plan import Plan
 from unskew.features.rejection import KINDS
 from unskew.pipelines.decoding.avro import decoder_of
+from unskew.pipelines.kafka.blobs import Blobs
 from unskew.pipelines.kafka.poll import Poll
 from unskew.pipelines.run import run
 
@@ -429,7 +430,7 @@ def decoder(payload_format: str, schema: Any) -> Any:
 
 def polled(values: list[bytes | None]) -> Poll:
     offsets = np.arange(len(values), dtype=np.int64)
-    return Poll("s", 0, START, False, offsets, offsets + START, [None] * len(values), values, [])
+    return Poll("s", 0, START, False, offsets, offsets + START, Blobs.of([None] * len(values)), Blobs.of(values), [])
 
 
 def test_bytes_that_nest_without_end_or_claim_items_without_bytes_are_refused() -> None:

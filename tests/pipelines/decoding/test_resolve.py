@@ -15,6 +15,7 @@ from tests.support import plans
 from unskew.features.definitions.avro_schema import avro_columns
 from unskew.pipelines.decoding.avro import AvroDecoder
 from unskew.pipelines.decoding.resolve import Incompatible
+from unskew.pipelines.kafka.blobs import Blobs
 from unskew.pipelines.kafka.poll import Poll
 
 MILLIS = {"type": "long", "logicalType": "timestamp-millis"}
@@ -54,7 +55,17 @@ def decoder(reader, *writers):
 
 def poll(values):
     offsets = np.arange(len(values), dtype=np.int64)
-    return Poll("stream", 0, NOON_MS * 1000, False, offsets, offsets + NOON_MS * 1000, [None] * len(values), values, [])
+    return Poll(
+        "stream",
+        0,
+        NOON_MS * 1000,
+        False,
+        offsets,
+        offsets + NOON_MS * 1000,
+        Blobs.of([None] * len(values)),
+        Blobs.of(values),
+        [],
+    )
 
 
 def encode(schema, datum, schema_id=1):
@@ -453,7 +464,7 @@ def test_items_in_blocks_that_say_their_size_are_walked():
     decoding = decoder(record(field("long")), writer)
 
     assert decoding.decode(poll([value])).events["v"].to_list() == [5]
-    assert decoding._writers._found[1]._wire.check([value]).all()
+    assert decoding._writers._found[1]._wire.check(Blobs.of([value])).all()
 
 
 def long(number):
@@ -567,11 +578,12 @@ def test_a_poll_of_any_size_gives_what_each_message_gives_alone(data):
     assert outcomes(decoding, [hostile_message(parts), *values * 20])[1:] == alone * 20
     # Where Polars fails on a neighbour, a message that passed the check is read by the other reader.
     reading = decoding._writers._found[1]
-    good = np.flatnonzero(reading._wire.check(values, None))
-    block = reading._read_block([values[at] for at in good])
+    blobs = Blobs.of(values)
+    good = np.flatnonzero(reading._wire.check(blobs, None))
+    block = reading._read_block(blobs.at(good))
     if block is not None:
         reasons = {}
-        rows, each = reading._read_each(good, [values[at] for at in good], reasons, None)
+        rows, each = reading._read_each(good, blobs.at(good), reasons, None)
         assert (rows.tolist(), reasons) == (good.tolist(), {})
         assert repr(each.rows()) == repr(block.rows())
     else:

@@ -15,6 +15,7 @@ from unskew.features.errors import DefinitionError
 from unskew.pipelines.decoding.avro import AvroDecoder
 from unskew.pipelines.decoding.resolve import Unregistered
 from unskew.pipelines.decoding.writers import ANSWERS, KEPT
+from unskew.pipelines.kafka.blobs import Blobs
 from unskew.pipelines.kafka.poll import Poll
 
 NOON_MS = 1_483_272_000_000
@@ -44,7 +45,7 @@ def poll(values, schema_id=None, place="orders orders/0", *, decided=False):
     arrivals = offsets + NOON_MS * 1000
     keys = [None] * len(values)
     more = {"schema_id": schema_id, "place": place, "decided": decided}
-    return Poll("orders", 0, NOON_MS * 1000, False, offsets, arrivals, keys, values, [], **more)
+    return Poll("orders", 0, NOON_MS * 1000, False, offsets, arrivals, Blobs.of(keys), Blobs.of(values), [], **more)
 
 
 def stream(schema=ORDER, **more):

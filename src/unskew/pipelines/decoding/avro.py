@@ -7,7 +7,7 @@ schema is the writer's, and the definition says which schema ids mean it, or the
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -116,13 +116,13 @@ class AvroDecoder(Decoder):
     @override
     def _read(self, poll: Poll, reasons: dict[int, Rejection]) -> Read:
         rows, values = np.arange(len(poll.values)), poll.values
-        if self._stream.envelope == "debezium" and not self._stream.refuses_others and None in values:
+        if self._stream.envelope == "debezium" and not self._stream.refuses_others and (values.sizes < 0).any():
             # Debezium puts one after each delete.
-            rows = np.array([row for row, value in enumerate(values) if value is not None], np.int64)
-            values = [value for value in values if value is not None]
+            rows = np.flatnonzero(values.sizes >= 0)
+            values = values.at(rows)
         if self._writers is None:
             return merged([self._own.read(rows, values, reasons, self._accepted(poll))], self._empty)
-        ids = schema_ids_of(cast("list[bytes]", values) if None not in values else [value or b"" for value in values])
+        ids = schema_ids_of(values)
 
         def refuse(places: npt.NDArray[np.int64], why: Rejection) -> None:
             reasons.update(dict.fromkeys(rows[places].tolist(), why))

@@ -18,6 +18,7 @@ import polars as pl
 
 from unskew.features.definitions.avro_schema import AvroField, avro_fields
 from unskew.features.jit import compiled, inlined
+from unskew.pipelines.kafka.blobs import Blobs
 from unskew.pipelines.kafka.poll import FRAME_BYTES
 
 _FRAME = "_frame"
@@ -111,16 +112,15 @@ class Wire:
             self._header += varint(len(key)) + key + varint(len(value)) + value
         self._header += b"\0" + _SYNC
 
-    def check(self, values: Sequence[bytes], ids: Collection[int] | None = None) -> npt.NDArray[np.bool_]:
+    def check(self, values: Blobs, ids: Collection[int] | None = None) -> npt.NDArray[np.bool_]:
         """Return, for each message, whether it is exactly one record of the schema, under one of ``ids``.
 
-        It is also false for a message that only looks odd (a boolean of 2, a number in more bytes than it needs):
-        another reader must decide about that one.
+        None is not one. It is also false for a message that only looks odd (a boolean of 2, a number in more bytes than
+        it needs): another reader must decide about that one.
         """
-        lengths, data = _joined(values)
         found_ids = np.empty(len(values), np.int64)
         passed = np.empty(len(values), np.bool_)
-        _check(data, lengths, self._steps, *self._types, found_ids, passed)
+        _check(values.data, values.lengths, self._steps, *self._types, found_ids, passed)
         if ids is not None:
             passed &= np.isin(found_ids, np.fromiter(ids, np.int64))
         return passed
@@ -134,25 +134,24 @@ class Wire:
         data = np.frombuffer(value, np.uint8)
         return bool(_walk(data, FRAME_BYTES, len(data), 0, nodes, children, stack) == len(data))
 
-    def read(self, values: Sequence[bytes]) -> pl.DataFrame:
+    def read(self, values: Blobs) -> pl.DataFrame:
         """Return columns of messages that all passed the check.
 
         Raises ``ValueError`` if rows or frames do not match the messages, and whatever Polars raises.
         """
-        parts: Sequence[bytes] = values
+        data = values.data
         if self._cuts:
-            lengths, data = _joined(values)
             kept = np.empty(len(data), np.uint8)
-            size = int(_cut(data, lengths, self._steps, *self._types, kept))
-            parts = [kept[:size].tobytes()]
-        else:
-            size = sum(map(len, values))
-        block = b"".join((self._header, varint(len(values)), varint(size), *parts, _SYNC))
+            data = kept[: int(_cut(data, values.lengths, self._steps, *self._types, kept))]
+        block = b"".join((self._header, varint(len(values)), varint(len(data)), data.data, _SYNC))
         frame = pl.read_avro(io.BytesIO(block))
         # There is nearly always one schema id; comparing with one needs no Python object per message.
         frames = frame.drop_in_place(_FRAME)
-        same = len(frames) == len(values) and (frames == pl.Series([values[0][:FRAME_BYTES]], dtype=pl.Binary)).all()
-        if not same and not frames.equals(pl.Series([value[:FRAME_BYTES] for value in values], dtype=pl.Binary)):
+        first = values.data[:FRAME_BYTES].tobytes()
+        same = len(frames) == len(values) and (frames == pl.Series([first], dtype=pl.Binary)).all()
+        if not same and not frames.equals(
+            pl.Series([(value or b"")[:FRAME_BYTES] for value in values], dtype=pl.Binary)
+        ):
             raise ValueError("the rows do not match the messages")
         if not self._symbols and not self._booleans:
             return frame
@@ -235,18 +234,12 @@ class _Types:
         return nodes, np.array(self._children, np.int64), np.empty((_DEEPEST, 2), np.int64)
 
 
-def _joined(values: Sequence[bytes]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
-    """Return the lengths of messages, and their bytes end to end."""
-    return np.fromiter(map(len, values), np.int64, len(values)), np.frombuffer(b"".join(values), np.uint8)
-
-
-def schema_ids_of(values: Sequence[bytes]) -> npt.NDArray[np.int64]:
+def schema_ids_of(values: Blobs) -> npt.NDArray[np.int64]:
     """Return the schema id of each message; -1 if it has no frame."""
-    lengths, data = _joined(values)
+    data = values.data
     ids = np.full(len(values), -1, np.int64)
-    begins = np.cumsum(lengths) - lengths
-    framed = np.flatnonzero(lengths >= FRAME_BYTES)
-    begins = begins[framed]
+    framed = np.flatnonzero(values.sizes >= FRAME_BYTES)
+    begins = values.edges[framed]
     numbers = np.zeros(len(framed), np.int64)
     for at in range(1, FRAME_BYTES):
         numbers = numbers << 8 | data[begins + at]
@@ -266,16 +259,20 @@ class Branches:
         types.node({"type": "record", "name": "_before", "fields": fields})
         self._types = types.arrays()
 
-    def cut(self, values: Sequence[bytes]) -> tuple[npt.NDArray[np.int64], list[bytes]]:
+    def cut(self, values: Blobs) -> tuple[npt.NDArray[np.int64], Blobs]:
         """Return the branch of each message, and the message without the number of its branch.
 
-        The branch is -1, and the message as it was, if it is not a record of the schema up to there.
+        The branch is -1, and the message as it was (empty if it is None), if it is not a record of the schema up to
+        there.
         """
-        lengths, data = _joined(values)
+        lengths = values.lengths
         branches, begins, ends = np.empty((3, len(values)), np.int64)
-        _branches(data, lengths, *self._types, branches, begins, ends)
-        places = zip(values, begins.tolist(), ends.tolist(), strict=True)
-        return branches, [value[:begin] + value[end:] for value, begin, end in places]
+        _branches(values.data, lengths, *self._types, branches, begins, ends)
+        kept = np.ones(len(values.data), np.bool_)
+        for shift in range(int((ends - begins).max(initial=0))):
+            places = begins + shift
+            kept[(values.edges[:-1] + places)[places < ends]] = False
+        return branches, Blobs(values.data[kept], lengths - (ends - begins))
 
 
 def varint(number: int) -> bytes:

@@ -29,6 +29,7 @@ from unskew.pipelines.decoding.avro_walk import Branches
 from unskew.pipelines.decoding.decoder import Read
 from unskew.pipelines.decoding.reading import Accepted, Reading, Reads, read_by_choice
 from unskew.pipelines.decoding.resolve import Incompatible, mismatch
+from unskew.pipelines.kafka.blobs import Blobs
 
 _PLAIN = "Plain"
 _MOST_KINDS = 256
@@ -210,16 +211,16 @@ class _Choosing:
     def read(
         self,
         rows: npt.NDArray[np.int64],
-        values: Sequence[bytes | None],
+        values: Blobs,
         reasons: dict[int, Rejection],
         accepted: Accepted | None = None,
     ) -> Read:
         """Return columns of the stream; see ``Reads``."""
-        branches, messages = self.choice.cut([value or b"" for value in values])
+        branches, messages = self.choice.cut(values)
 
         def refuse(places: npt.NDArray[np.int64], why: Rejection) -> None:
             # What is wrong with the message itself comes first.
-            sound = self.whole.sound(rows[places], [values[at] for at in places.tolist()], reasons, accepted)
+            sound = self.whole.sound(rows[places], values.at(places), reasons, accepted)
             reasons.update(dict.fromkeys(sound.tolist(), why))
 
         return read_by_choice(branches, self._chosen, rows, messages, reasons, accepted, refuse=refuse)
@@ -300,12 +301,12 @@ class _Union:
     def read(
         self,
         rows: npt.NDArray[np.int64],
-        values: Sequence[bytes | None],
+        values: Blobs,
         reasons: dict[int, Rejection],
         accepted: Accepted | None = None,
     ) -> Read:
         """Return columns of the stream; see ``Reads``. Messages of other types are neither read nor refused."""
-        branches, messages = self._choice.cut([value or b"" for value in values])
+        branches, messages = self._choice.cut(values)
         return read_by_choice(branches, self._branch, rows, messages, reasons, accepted)
 
     def _branch(self, branch: int) -> Reads | Rejection | None:

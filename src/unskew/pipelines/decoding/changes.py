@@ -1,6 +1,6 @@
 """Avro messages that are change events of Debezium: first their operations are read, then the rows that count."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from unskew.features.rejection import Rejection
 from unskew.pipelines.decoding.branching import Place, Target, reads_record
 from unskew.pipelines.decoding.decoder import BadMessage, Read, other_operation
 from unskew.pipelines.decoding.reading import Accepted, Reads
+from unskew.pipelines.kafka.blobs import Blobs
 
 _OPERATION: Mapping[str, Any] = {"type": "record", "name": "Change", "fields": [{"name": "op", "type": "string"}]}
 
@@ -34,7 +35,7 @@ class Changes:
     def read(
         self,
         rows: npt.NDArray[np.int64],
-        values: Sequence[bytes | None],
+        values: Blobs,
         reasons: dict[int, Rejection],
         accepted: Accepted | None = None,
     ) -> Read:
@@ -47,5 +48,4 @@ class Changes:
                 if isinstance(other := other_operation(self._stream, operation), BadMessage):
                     reasons[int(found[at])] = other.rejection
         counted = found[kept]
-        places = np.searchsorted(rows, counted).tolist()
-        return self._rows.read(counted, [values[at] for at in places], reasons, accepted)
+        return self._rows.read(counted, values.at(np.searchsorted(rows, counted)), reasons, accepted)

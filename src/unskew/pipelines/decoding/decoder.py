@@ -16,6 +16,7 @@ from unskew.features.rejection import Kind, Rejection, clear
 from unskew.features.time import format_duration
 from unskew.pipelines.decoding.columns import Refusals, texts
 from unskew.pipelines.decoding.conversions import converted
+from unskew.pipelines.kafka.blobs import Blobs
 from unskew.pipelines.kafka.poll import Poll
 from unskew.sinks.tables.kinds import DEAD_LETTER_SCHEMA
 
@@ -169,7 +170,7 @@ class Decoder(ABC):
         together = polls[0] if len(polls) == 1 else _joined(polls)
         reasons: dict[int, Rejection] = {}
         rows, events = np.empty(0, np.int64), self._no_events
-        if together.values:
+        if len(together.values):
             rows, frame = self._read(together, reasons)
             self.ignored += len(together.values) - len(rows) - len(reasons)
             if self._stream.read_as and len(rows):
@@ -280,8 +281,8 @@ def _joined(polls: Sequence[Poll]) -> Poll:
         polls[0],
         offsets=np.concatenate([poll.offsets for poll in polls]),
         arrivals=np.concatenate([poll.arrivals for poll in polls]),
-        keys=[key for poll in polls for key in poll.keys],
-        values=[value for poll in polls for value in poll.values],
+        keys=Blobs.joined([poll.keys for poll in polls]),
+        values=Blobs.joined([poll.values for poll in polls]),
         headers=headers,
     )
 
@@ -348,7 +349,7 @@ def _key_column(column: str, key_format: str, poll: Poll, rows: npt.NDArray[np.i
 
     They are UTF-8 text, or a big-endian integer as Kafka's own serializers write it.
     """
-    keys = pl.Series(column, [poll.keys[row] for row in rows.tolist()], dtype=pl.Binary)
+    keys = poll.keys.at(rows).series(column)
     if key_format == "string":
         return texts(keys, refusals, "key", "the record key")
     size, dtype = _KEY_BYTES[key_format]

@@ -34,6 +34,7 @@ from unskew.pipelines.decoding.decoder import (
     one_by_one,
     other_operation,
 )
+from unskew.pipelines.kafka.blobs import Blobs
 from unskew.pipelines.kafka.poll import FRAME_BYTES, Poll
 
 _INT64 = (-(2**63), 2**63 - 1)
@@ -96,13 +97,13 @@ class JsonDecoder(Decoder):
         parts = [self._read_quickly(values)] if self._quick else []
         rest = np.setdiff1d(rows, parts[0][0]) if parts else rows
         if len(rest):
-            read, records = one_by_one(rest, [values[row] for row in rest.tolist()], reasons, self._read_one)
+            read, records = one_by_one(rest, values.at(rest), reasons, self._read_one)
             parts.append((read, pl.DataFrame(records, schema=self._shape, orient="row")))
         rows, frame = merged(parts, pl.DataFrame(schema=self._shape))
         refusals = Refusals(rows, reasons)
         return refusals.of(pl.DataFrame([self._column(field, frame, refusals) for field in self._fields]))
 
-    def _read_quickly(self, values: Sequence[bytes | None]) -> Read:
+    def _read_quickly(self, values: Blobs) -> Read:
         """Read the messages that msgspec accepts and reads as ``_read_one`` does."""
         texts = [_text(value) for value in values]
         scales: Sequence[Mapping[str, int]] = [{}] * len(texts)

@@ -30,6 +30,7 @@ from unskew.pipelines.decoding.decoder import BadMessage, Read, one_by_one
 from unskew.pipelines.decoding.reading import Accepted, Reads, read_by_choice
 from unskew.pipelines.decoding.resolve import Incompatible, Resolution
 from unskew.pipelines.decoding.writers import Files
+from unskew.pipelines.kafka.blobs import Blobs
 from unskew.pipelines.kafka.poll import FRAME_BYTES
 
 with needed("format protobuf", "google.protobuf"):
@@ -111,7 +112,7 @@ class Messages:
     def read(
         self,
         rows: npt.NDArray[np.int64],
-        values: Sequence[bytes | None],
+        values: Blobs,
         reasons: dict[int, Rejection],
         accepted: Accepted | None = None,
     ) -> Read:
@@ -123,7 +124,9 @@ class Messages:
             choices[at] = numbers.setdefault(index, len(numbers))
             bodies.append(body)
         indices = list(numbers)
-        return read_by_choice(choices, lambda number: self._way(indices[number]), rows, bodies, reasons, accepted)
+        return read_by_choice(
+            choices, lambda number: self._way(indices[number]), rows, Blobs.of(bodies), reasons, accepted
+        )
 
     def _way(self, index: tuple[int, ...] | None) -> Reads | Rejection | None:
         name = self._types.name_at(index)
@@ -336,7 +339,7 @@ class _Reading:
     def read(
         self,
         rows: npt.NDArray[np.int64],
-        values: Sequence[bytes | None],
+        values: Blobs,
         reasons: dict[int, Rejection],
         accepted: Accepted | None = None,  # noqa: ARG002 - a registry says what ids mean
     ) -> Read:

@@ -6,7 +6,7 @@ fastavro one by one; both paths give the same columns.
 """
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -21,6 +21,7 @@ from unskew.pipelines.decoding.avro_walk import Wire
 from unskew.pipelines.decoding.columns import Refusals
 from unskew.pipelines.decoding.decoder import BadMessage, InOnePiece, Read, merged, one_by_one
 from unskew.pipelines.decoding.resolve import Resolution
+from unskew.pipelines.kafka.blobs import Blobs
 from unskew.pipelines.kafka.poll import FRAME_BYTES
 
 _RANGES = {"int": (-(2**31), 2**31 - 1), "long": (-(2**63), 2**63 - 1)}
@@ -53,7 +54,7 @@ class Reads(Protocol):
     def read(
         self,
         rows: npt.NDArray[np.int64],
-        values: Sequence[bytes | None],
+        values: Blobs,
         reasons: dict[int, Rejection],
         accepted: Accepted | None = None,
     ) -> Read:
@@ -67,7 +68,7 @@ def read_by_choice(
     choices: npt.NDArray[np.int64],
     way: Callable[[int], Reads | Rejection | None],
     rows: npt.NDArray[np.int64],
-    messages: Sequence[bytes | None],
+    messages: Blobs,
     reasons: dict[int, Rejection],
     accepted: Accepted | None = None,
     *,
@@ -90,7 +91,7 @@ def read_by_choice(
             else:
                 refuse(places, reads)
         elif reads is not None:
-            chosen = messages if len(found) == 1 else [messages[at] for at in places.tolist()]
+            chosen = messages if len(found) == 1 else messages.at(places)
             parts.append(reads.read(rows[places], chosen, reasons, accepted))
     return merged(parts, pl.DataFrame())
 
@@ -109,36 +110,35 @@ class Reading:
     def read(
         self,
         rows: npt.NDArray[np.int64],
-        values: Sequence[bytes | None],
+        values: Blobs,
         reasons: dict[int, Rejection],
         accepted: Accepted | None = None,
     ) -> Read:
         """Return columns of the stream; see ``Reads``."""
-        messages = cast("Sequence[bytes]", values) if None not in values else [value or b"" for value in values]
-        passed = self._wire.check(messages, None if accepted is None else accepted.ids)
+        passed = self._wire.check(values, None if accepted is None else accepted.ids)
         good = np.flatnonzero(passed)
-        frame = self._read_block(messages if len(good) == len(messages) else [messages[at] for at in good.tolist()])
+        frame = self._read_block(values if len(good) == len(values) else values.at(good))
         if frame is None:
             good = good[:0]
             passed[:] = False
         parts = [] if frame is None else [(rows[good], frame)]
         if len(good) < len(rows):
             rest = np.flatnonzero(~passed)
-            parts.append(self._read_each(rows[rest], [values[at] for at in rest.tolist()], reasons, accepted))
+            parts.append(self._read_each(rows[rest], values.at(rest), reasons, accepted))
         read, frame = merged(parts, self._nothing)
         refusals = Refusals(read, reasons)
         return refusals.of(self._resolution.apply(frame, refusals)) if len(read) else (read, frame)
 
-    def _read_block(self, values: Sequence[bytes]) -> pl.DataFrame | None:
+    def _read_block(self, values: Blobs) -> pl.DataFrame | None:
         """Return columns of messages that passed the check; None if Polars does not agree with it."""
-        if not values:
+        if not len(values):
             return None
         return self._in_one_piece(lambda: _shaped(self._wire.read(values), self._wire.shape))
 
     def _read_each(
         self,
         rows: npt.NDArray[np.int64],
-        values: Sequence[bytes | None],
+        values: Blobs,
         reasons: dict[int, Rejection],
         accepted: Accepted | None,
     ) -> Read:
@@ -153,7 +153,7 @@ class Reading:
     def sound(
         self,
         rows: npt.NDArray[np.int64],
-        values: Sequence[bytes | None],
+        values: Blobs,
         reasons: dict[int, Rejection],
         accepted: Accepted | None = None,
     ) -> npt.NDArray[np.int64]:
@@ -202,7 +202,8 @@ class Reading:
 
         It is for schemas that let bytes make fastavro fill the memory, or recurse until the process dies.
         """
-        frame = self._in_one_piece(lambda: self._wire.read([value])) if self._wire.check([value]).all() else None
+        alone = Blobs.of([value])
+        frame = self._in_one_piece(lambda: self._wire.read(alone)) if self._wire.check(alone).all() else None
         if frame is None:
             raise BadMessage("malformed", "not a record of the schema")
         return {name: frame.item(0, column) for name, column in self._resolution.wanted.items()}
@@ -232,7 +233,7 @@ class Unframed:
     def read(
         self,
         rows: npt.NDArray[np.int64],
-        values: Sequence[bytes | None],
+        values: Blobs,
         reasons: dict[int, Rejection],
         accepted: Accepted | None = None,
     ) -> Read:

@@ -30,6 +30,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 
 from unskew.features.definitions.streams import is_pattern
 from unskew.features.errors import LayoutError, StoreUnavailable, UnskewError
+from unskew.pipelines.kafka.blobs import Blobs
 from unskew.pipelines.state.known_topics import START_OVER, Described, KnownTopics, recreated
 
 _log = logging.getLogger("unskew.kafka")
@@ -118,8 +119,8 @@ class Records:
     offsets: npt.NDArray[np.int64]
     kinds: npt.NDArray[np.int64]
     stamps_ms: npt.NDArray[np.int64]
-    keys: list[bytes | None]
-    values: list[bytes | None]
+    keys: Blobs
+    values: Blobs
     headers: list[Any] | None
     epoch: int | None = None
 
@@ -149,14 +150,13 @@ class Records:
 
     def at(self, rows: npt.NDArray[np.int64]) -> "Records":
         """Return the records of chosen ``rows``."""
-        chosen = rows.tolist()
         return Records(
             self.offsets[rows],
             self.kinds[rows],
             self.stamps_ms[rows],
-            [self.keys[row] for row in chosen],
-            [self.values[row] for row in chosen],
-            None if self.headers is None else [self.headers[row] for row in chosen],
+            self.keys.at(rows),
+            self.values.at(rows),
+            None if self.headers is None else [self.headers[row] for row in rows.tolist()],
             self.epoch,
         )
 
@@ -169,8 +169,8 @@ class Records:
             np.concatenate([piece.offsets for piece in pieces]),
             np.concatenate([piece.kinds for piece in pieces]),
             np.concatenate([piece.stamps_ms for piece in pieces]),
-            list(chain.from_iterable(piece.keys for piece in pieces)),
-            list(chain.from_iterable(piece.values for piece in pieces)),
+            Blobs.joined([piece.keys for piece in pieces]),
+            Blobs.joined([piece.values for piece in pieces]),
             None if pieces[0].headers is None else list(chain.from_iterable(piece.headers or () for piece in pieces)),
             pieces[-1].epoch,
         )
@@ -187,8 +187,8 @@ def _by_partition(messages: Sequence[_Message], numbers: "_Numbers", *, headers:
         np.fromiter(map(_OFFSET, messages), np.int64, count),
         stamps[:, 0],
         stamps[:, 1],
-        list(map(_KEY, messages)),
-        list(map(_VALUE, messages)),
+        Blobs.of(map(_KEY, messages)),
+        Blobs.of(map(_VALUE, messages)),
         _headers_of(messages) if headers else None,
     )
     edges = [0, *(np.flatnonzero(np.diff(partitions)) + 1).tolist(), count]

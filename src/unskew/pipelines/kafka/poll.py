@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unskew.features.rejection import Kind
+from unskew.pipelines.kafka.blobs import Blobs
 
 FRAME_BYTES = 5
 """Confluent's frame: a zero byte, then the schema's id, big-endian."""
@@ -53,8 +54,8 @@ class Poll(msgspec.Struct, frozen=True):
     ended: bool
     offsets: npt.NDArray[np.int64]
     arrivals: npt.NDArray[np.int64]
-    keys: list[bytes | None]
-    values: list[bytes | None]
+    keys: Blobs
+    values: Blobs
     rejected: list[Rejected]
     origin: tuple[str, int] | None = None
     headers: Sequence[Sequence[tuple[str, bytes | None]] | None] | None = None
@@ -78,9 +79,10 @@ class Poll(msgspec.Struct, frozen=True):
         return min(firsts, default=None)
 
 
-def first_schema_id(values: Sequence[bytes | None]) -> int | None:
+def first_schema_id(values: Blobs) -> int | None:
     """Return the schema id of the first value in Confluent's frame; None if no value has one."""
-    for value in values:
-        if value is not None and len(value) >= FRAME_BYTES and value[0] == 0:
-            return int.from_bytes(value[1:FRAME_BYTES], "big")
-    return None
+    begins = values.edges[:-1][values.sizes >= FRAME_BYTES]
+    framed = begins[values.data[begins] == 0]
+    if not len(framed):
+        return None
+    return int.from_bytes(values.data[framed[0] + 1 : framed[0] + FRAME_BYTES].tobytes(), "big")

@@ -23,6 +23,7 @@ from unskew.features.errors import LayoutError
 from unskew.features.plan import DEFAULT_SETTLE_US, StreamPlan
 from unskew.features.time import format_instant
 from unskew.pipelines.kafka.arrivals import NO_CLOCK, Arrivals, assign_arrivals, refusal
+from unskew.pipelines.kafka.blobs import NO_BLOBS
 from unskew.pipelines.kafka.consumer import Flag, Records, TopicReader, offsets_gone, past_the_end, truncated
 from unskew.pipelines.kafka.host_clock import DISAGREE_US, HostClock
 from unskew.pipelines.kafka.poll import Poll, Rejected, first_schema_id
@@ -45,7 +46,7 @@ _log = logging.getLogger("unskew.kafka")
 
 
 def _no_records() -> Records:
-    return Records(_EMPTY, _EMPTY, _EMPTY, [], [], None)
+    return Records(_EMPTY, _EMPTY, _EMPTY, NO_BLOBS, NO_BLOBS, None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,125 @@
+"""Keys and values of records as one array of bytes: from Kafka to columns, none of them is a Python object."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import overload
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+from typing_extensions import override
+
+from unskew.features.jit import compiled
+
+
+class Blobs(Sequence[bytes | None]):
+    """A sequence of byte strings, in which None stands for one that is not there.
+
+    ``data``: all bytes, end to end. ``sizes``: the length of each item, -1 for None. An item becomes a Python object
+    when it is asked for, and only then.
+    """
+
+    __slots__ = ("_edges", "data", "sizes")
+
+    def __init__(self, data: npt.NDArray[np.uint8], sizes: npt.NDArray[np.int64]) -> None:
+        # Compiled code knows one kind of array here, and bytes of Python objects cannot be written to.
+        data.flags.writeable = False
+        self.data = data
+        self.sizes = sizes
+        self._edges: npt.NDArray[np.int64] | None = None
+
+    @classmethod
+    def of(cls, items: Iterable[bytes | None]) -> "Blobs":
+        """Return byte strings that are Python objects."""
+        if isinstance(items, Blobs):
+            return items
+        all_of_them = list(items)
+        sizes = np.array([-1 if item is None else len(item) for item in all_of_them], np.int64)
+        return cls(np.frombuffer(b"".join(item or b"" for item in all_of_them), np.uint8), sizes)
+
+    @classmethod
+    def joined(cls, pieces: "Sequence[Blobs]") -> "Blobs":
+        """Return the items of pieces that follow one another."""
+        if len(pieces) == 1:
+            return pieces[0]
+        return cls(
+            np.concatenate([piece.data for piece in pieces]) if pieces else np.empty(0, np.uint8),
+            np.concatenate([piece.sizes for piece in pieces]) if pieces else np.empty(0, np.int64),
+        )
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """The number of bytes of each item, 0 for None."""
+        return np.maximum(self.sizes, 0)
+
+    @property
+    def edges(self) -> npt.NDArray[np.int64]:
+        """Where each item begins in ``data``, and where the last one ends."""
+        if self._edges is None:
+            self._edges = np.zeros(len(self.sizes) + 1, np.int64)
+            np.cumsum(self.lengths, out=self._edges[1:])
+        return self._edges
+
+    @override
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @overload
+    def __getitem__(self, place: int) -> bytes | None: ...
+    @overload
+    def __getitem__(self, place: slice) -> "Blobs": ...
+    @override
+    def __getitem__(self, place: int | slice) -> "bytes | Blobs | None":
+        if isinstance(place, slice):
+            first, after, step = place.indices(len(self.sizes))
+            if step != 1:
+                return self.at(np.arange(first, after, step))
+            after = max(first, after)
+            return Blobs(self.data[self.edges[first] : self.edges[after]], self.sizes[first:after])
+        if self.sizes[place] < 0:
+            return None
+        place = place + len(self.sizes) if place < 0 else place
+        return self.data[self.edges[place] : self.edges[place + 1]].tobytes()
+
+    @override
+    def __iter__(self) -> Iterator[bytes | None]:
+        octets = self.data.data
+        begin = 0
+        for size in self.sizes.tolist():
+            if size < 0:
+                yield None
+            else:
+                yield bytes(octets[begin : begin + size])
+                begin += size
+
+    def at(self, rows: npt.NDArray[np.int64]) -> "Blobs":
+        """Return the items at some places, in their order."""
+        sizes = self.sizes[rows]
+        kept = np.empty(int(np.maximum(sizes, 0).sum()), np.uint8)
+        _take(self.data, self.edges, rows, kept)
+        return Blobs(kept, sizes)
+
+    def series(self, name: str) -> pl.Series:
+        """Return the items as a column of bytes."""
+        there = self.sizes >= 0
+        bits = None if there.all() else pa.py_buffer(np.packbits(there, bitorder="little").tobytes())
+        array = pa.LargeBinaryArray.from_buffers(
+            pa.large_binary(), len(self), [bits, pa.py_buffer(self.edges), pa.py_buffer(self.data)]
+        )
+        return pl.Series(name, array, dtype=pl.Binary)
+
+
+NO_BLOBS = Blobs(np.empty(0, np.uint8), np.empty(0, np.int64))
+
+
+@compiled()
+def _take(
+    data: npt.NDArray[np.uint8], edges: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], kept: npt.NDArray[np.uint8]
+) -> None:
+    """Write the items at some places end to end."""
+    size = 0
+    for row in rows:
+        begin, end = edges[row], edges[row + 1]
+        for place in range(begin, end):
+            kept[size + place - begin] = data[place]
+        size += end - begin
