@@ -15,6 +15,7 @@ from unskew.features.definitions.vocabulary import Entity, Feature, FeatureView,
 from unskew.features.events import Events
 from unskew.pipelines.decoding.avro import decoder_of
 from unskew.pipelines.kafka.blobs import Blobs
+from unskew.pipelines.kafka.headers import Headers
 from unskew.pipelines.kafka.poll import Poll, Rejected
 from unskew.pipelines.routing import Router, TableRows
 from unskew.pipelines.state.ordering import Slice
@@ -117,7 +118,7 @@ def test_polls_that_come_together_give_what_each_gives_alone(n_hashes):
     polls = [
         _poll([5, 1, 4], 0),
         _poll([], 1),
-        _poll([2, 3, 9], 2, headers=[(("h", b"1"),), None, ()]),
+        _poll([2, 3, 9], 2, headers=Headers.of([(("h", b"1"),), None, ()])),
         _poll([7], 4, schema_id=1),
         _poll([8], 4, schema_id=1),
         _poll([1, 1, 1, 6], 5, schema_id=1),

@@ -10,14 +10,12 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
-
-import confluent_kafka
+from typing import Self
 
 from unskew.features.errors import StoreUnavailable
 from unskew.features.extras import needed
+from unskew.pipelines.kafka.librdkafka import PRODUCER, client, library
 
-_PRODUCER = 0  # rd_kafka_type_t; the handle that owns the mock cluster produces nothing
 _TOPIC_ALREADY_EXISTS = 36
 _PRODUCE = 0  # the api key of requests with records
 # Not enough replicas: no client takes it as final, and none of the records is kept.
@@ -54,7 +52,7 @@ class EmbeddedBroker:
     """
 
     def __init__(self, topics: Mapping[str, int] | None = None) -> None:
-        self._library = _load_librdkafka()
+        self._library = library()
         self._handle: int | None = None
         self._cluster: int | None = None
         self._topics = dict(topics or {})
@@ -76,26 +74,19 @@ class EmbeddedBroker:
         return self._start(ANSWERS_WITHIN_S)
 
     def _start(self, answers_within_s: float) -> Self:
-        library = self._library
-        conf = library.rd_kafka_conf_new()
-        error = ctypes.create_string_buffer(512)
-        # The owning handle has no brokers and would complain on stderr.
-        library.rd_kafka_conf_set(conf, b"log_level", b"0", error, len(error))
-        handle = library.rd_kafka_new(_PRODUCER, conf, error, len(error))
-        if not handle:
-            raise StoreUnavailable(f"The embedded broker did not start: {error.value.decode()}")
-        self._handle = handle
+        # The owning handle produces nothing, has no brokers, and would complain on stderr.
+        self._handle = client(PRODUCER, {"log_level": 0})
         # A signal that interrupts the poll of the cluster's thread ends the broker. The thread inherits this mask.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
-            self._cluster = library.rd_kafka_mock_cluster_new(handle, 1)
+            self._cluster = self._library.rd_kafka_mock_cluster_new(self._handle, 1)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if not self._cluster:
             self.stop()
             raise StoreUnavailable("The embedded broker did not start: no loopback port could be opened")
-        self._answer(answers_within_s, library.rd_kafka_mock_broker_set_up, self._cluster, _BROKER_ID)
-        self.bootstrap = library.rd_kafka_mock_cluster_bootstraps(self._cluster).decode()
+        self._answer(answers_within_s, self._library.rd_kafka_mock_broker_set_up, self._cluster, _BROKER_ID)
+        self.bootstrap = self._library.rd_kafka_mock_cluster_bootstraps(self._cluster).decode()
         for name, partitions in self._topics.items():
             self.create_topic(name, partitions)
         return self
@@ -152,64 +143,6 @@ class EmbeddedBroker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-
-
-def _load_librdkafka() -> Any:
-    """Return the librdkafka that confluent_kafka has loaded, with the types of the functions used here."""
-    path = _librdkafka_path()
-    try:
-        library = ctypes.CDLL(str(path))
-        library.rd_kafka_conf_new.restype = ctypes.c_void_p
-        library.rd_kafka_conf_set.argtypes = [
-            ctypes.c_void_p,
-            ctypes.c_char_p,
-            ctypes.c_char_p,
-            ctypes.c_char_p,
-            ctypes.c_size_t,
-        ]
-        library.rd_kafka_new.restype = ctypes.c_void_p
-        library.rd_kafka_new.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t]
-        library.rd_kafka_destroy.argtypes = [ctypes.c_void_p]
-        library.rd_kafka_err2str.argtypes = [ctypes.c_int]
-        library.rd_kafka_err2str.restype = ctypes.c_char_p
-        library.rd_kafka_mock_cluster_new.restype = ctypes.c_void_p
-        library.rd_kafka_mock_cluster_new.argtypes = [ctypes.c_void_p, ctypes.c_int]
-        library.rd_kafka_mock_cluster_destroy.argtypes = [ctypes.c_void_p]
-        library.rd_kafka_mock_cluster_bootstraps.argtypes = [ctypes.c_void_p]
-        library.rd_kafka_mock_cluster_bootstraps.restype = ctypes.c_char_p
-        library.rd_kafka_mock_broker_set_up.argtypes = [ctypes.c_void_p, ctypes.c_int32]
-        library.rd_kafka_mock_push_request_errors_array.argtypes = [
-            ctypes.c_void_p,
-            ctypes.c_int16,
-            ctypes.c_size_t,
-            ctypes.POINTER(ctypes.c_int),
-        ]
-        library.rd_kafka_mock_push_request_errors_array.restype = None
-        library.rd_kafka_mock_clear_request_errors.argtypes = [ctypes.c_void_p, ctypes.c_int16]
-        library.rd_kafka_mock_clear_request_errors.restype = None
-        library.rd_kafka_mock_topic_create.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_int]
-    except (OSError, AttributeError) as error:
-        raise StoreUnavailable(
-            f"The embedded broker needs librdkafka's mock cluster, which {path} does not offer ({error}); "
-            "install confluent-kafka from its wheel, or run against a real Kafka"
-        ) from error
-    return library
-
-
-def _librdkafka_path() -> Path:
-    maps = Path("/proc/self/maps")
-    if maps.exists():
-        for line in maps.read_text().splitlines():
-            if "librdkafka" in line:
-                return Path(line.split(maxsplit=5)[5])
-    package = Path(confluent_kafka.__file__).parent
-    for folder in (package.parent / "confluent_kafka.libs", package / ".dylibs"):
-        for path in sorted(folder.glob("librdkafka*")):
-            return path
-    raise StoreUnavailable(
-        f"The embedded broker needs the librdkafka of confluent-kafka's wheel, and there is none beside {package}; "
-        "install confluent-kafka from its wheel, or run against a real Kafka"
-    )
 
 
 class EmbeddedRedis:

@@ -50,7 +50,9 @@ from unskew.features.shard_state import new_rows, new_state
 from unskew.features.text_buffers import _hash_keys, _write_heads, read_only
 from unskew.pipelines.decoding.avro_walk import _branches, _check, _cut, _walk
 from unskew.pipelines.decoding.columns import _read_decimals
-from unskew.pipelines.kafka.blobs import _take
+from unskew.pipelines.decoding.decoder import _find_last
+from unskew.pipelines.kafka.blobs import _cut as _cut_out
+from unskew.pipelines.kafka.fetching import _keep, _look
 from unskew.sinks.redis.resp_bytes import write_rows
 
 _LOOK_S = 0.1
@@ -88,7 +90,10 @@ def entries() -> list[list[Entry]]:
     of_the_rest = [
         Entry.of(write_rows, octets, shown_octets, ints, shown_octets, 0, shown_octets, ints, ints, shown_octets, shown,
                tables, many_marks, shown_marks, shown),
-        Entry.of(_take, shown_octets, ints, ints, octets),
+        Entry.of(_look, ints, tables, tables),
+        Entry.of(_keep, ints, tables, tables, octets, octets, octets),
+        Entry.of(_cut_out, shown_octets, ints, ints, octets),
+        Entry.of(_find_last, shown_octets, ints, shown_octets, ints, ints),
         Entry.of(_check, shown_octets, ints, tables, tables, ints, tables, ints, marks),
         Entry.of(_cut, shown_octets, ints, tables, tables, ints, tables, octets),
         Entry.of(_branches, shown_octets, ints, tables, ints, tables, ints, ints, ints),

@@ -28,6 +28,7 @@ from unskew.pipelines.decoding.reading import without_logical_types
 from unskew.pipelines.decoding.resolve import Incompatible
 from unskew.pipelines.decoding.writers import Schemas
 from unskew.pipelines.kafka.blobs import Blobs
+from unskew.pipelines.kafka.headers import Headers
 from unskew.pipelines.kafka.poll import FRAME_BYTES, Poll
 from unskew.pipelines.state.folder import schema_ids_of
 from unskew.pipelines.state.journal import place_of
@@ -381,7 +382,7 @@ def _poll(
         Blobs.of([record.key]),
         Blobs.of([record.value]),
         [],
-        headers=[record.headers],
+        headers=Headers.of([record.headers]),
         place=place,
         schema_id=schema_id,
     )

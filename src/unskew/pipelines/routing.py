@@ -223,7 +223,6 @@ def slices(
 def _letters(poll: Poll, topic: str, view: str, rejected: pl.DataFrame) -> pl.DataFrame:
     """Return dead letters for events that were decoded but that a view cannot take."""
     places = np.searchsorted(poll.offsets, rejected["_offset"].to_numpy()).tolist()
-    headers = poll.headers or [None] * len(poll.values)
     topic, partition = poll.origin or (topic, poll.partition)
     return letters(
         topic,
@@ -236,7 +235,7 @@ def _letters(poll: Poll, topic: str, view: str, rejected: pl.DataFrame) -> pl.Da
                 Rejection(kind, reason),
                 poll.keys[place],
                 poll.values[place],
-                headers[place],
+                poll.headers_at(place),
             )
             for place, kind, reason in zip(places, rejected["kind"], rejected["reason"], strict=True)
         ),

@@ -35,6 +35,7 @@ from unskew.demo.embedded import EmbeddedBroker
 from unskew.features.errors import DefinitionError, LayoutError, StoreUnavailable
 from unskew.pipelines.kafka.blobs import Blobs
 from unskew.pipelines.kafka.consumer import Records
+from unskew.pipelines.kafka.headers import Headers
 from unskew.pipelines.kafka.host_clock import HostClock
 from unskew.pipelines.kafka.stamps import check_topics
 from unskew.pipelines.kafka.turns import Turns
@@ -103,7 +104,14 @@ def test_the_broker_s_own_timestamps_are_not_measured_against_the_present(topic,
     kinds = np.array([TIMESTAMP_LOG_APPEND_TIME, TIMESTAMP_CREATE_TIME])
 
     item = source.parts[0]._place(
-        Records(np.arange(2), kinds, np.full(2, NOON_MS + 60_000), Blobs.of([None] * 2), Blobs.of([b""] * 2), None)
+        Records(
+            np.arange(2),
+            kinds,
+            np.full(2, NOON_MS + 60_000),
+            Blobs.of([None] * 2),
+            Blobs.of([b""] * 2),
+            Headers.none(2),
+        )
     )
 
     assert item.offsets.tolist() == [0]
@@ -122,7 +130,9 @@ def test_a_record_that_has_no_place_in_time_is_rejected(topic, read, kind, stamp
     source = read(topic(), present_us=Present(NOON))
 
     item = source.parts[0]._place(
-        Records(np.array([4]), np.array([kind]), np.array([stamp_ms]), Blobs.of([b"k"]), Blobs.of([b"v"]), None)
+        Records(
+            np.array([4]), np.array([kind]), np.array([stamp_ms]), Blobs.of([b"k"]), Blobs.of([b"v"]), Headers.none(1)
+        )
     )
 
     assert [(letter.offset, letter.arrival, letter.reason) for letter in item.rejected] == [(4, NOON, reason)]

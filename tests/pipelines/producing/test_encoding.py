@@ -27,6 +27,7 @@ from unskew.features.definitions.vocabulary import Stream
 from unskew.pipelines.decoding.avro import decoder_of
 from unskew.pipelines.decoding.schema_registry import SchemaRegistry
 from unskew.pipelines.kafka.blobs import Blobs
+from unskew.pipelines.kafka.headers import Headers
 from unskew.pipelines.kafka.partitioners import crc32
 from unskew.pipelines.producing.encoding import Encoder, wire_of
 from unskew.pipelines.producing.rows import source_of
@@ -542,7 +543,7 @@ def test_key_headers_and_place_are_as_the_definition_says(tmp_path, more, row, k
     (made,) = written(stream, in_file(tmp_path, "events.jsonl", line))
 
     assert (made.key, made.placed_by, list(made.headers)) == (key, placed_by, headers)
-    record = msgspec.structs.replace(poll([made.value]), keys=Blobs.of([made.key]), headers=[made.headers])
+    record = msgspec.structs.replace(poll([made.value]), keys=Blobs.of([made.key]), headers=Headers.of([made.headers]))
     kept = [name for name in ("k", "source") if name in row]
     assert decoder_of(stream).decode(record).events.select("shop_id", *kept).to_dicts() == [
         {name: row[name] for name in ("shop_id", *kept)}

@@ -18,6 +18,7 @@ import polars as pl
 
 from unskew.features.definitions.avro_schema import AvroField, avro_fields
 from unskew.features.jit import compiled, inlined
+from unskew.pipelines.decoding.utf8 import is_utf8
 from unskew.pipelines.kafka.blobs import Blobs
 from unskew.pipelines.kafka.poll import FRAME_BYTES
 
@@ -433,7 +434,7 @@ def _primitive(data: npt.NDArray[np.uint8], at: int, end: int, kind: int, size: 
                 return -1
         elif kind != _LONG:
             # Not ``at + number > end``, which could overflow.
-            if number < 0 or number > end - at or (kind == _STRING and not _is_utf8(data, at, at + number)):
+            if number < 0 or number > end - at or (kind == _STRING and not is_utf8(data, at, at + number)):
                 return -1
             at += number
     return at if at <= end else -1
@@ -529,37 +530,3 @@ def _long(data: npt.NDArray[np.uint8], at: int, end: int) -> tuple[int, int]:
             number = np.int64(bits >> np.uint64(1)) ^ -np.int64(bits & np.uint64(1))
             return number, at  # type: ignore[return-value,unused-ignore]
     return 0, -1
-
-
-@compiled()
-def _is_utf8(data: npt.NDArray[np.uint8], at: int, end: int) -> bool:
-    """Return true if the bytes are UTF-8 by Unicode table 3-7: no overlong forms, no surrogates, at most U+10FFFF."""
-    while at < end:
-        lead = data[at]
-        at += 1
-        if lead < 0x80:
-            continue
-        low, high = 0x80, 0xBF
-        if 0xC2 <= lead <= 0xDF:
-            n_more = 1
-        elif 0xE0 <= lead <= 0xEF:
-            n_more = 2
-            if lead == 0xE0:
-                low = 0xA0
-            elif lead == 0xED:
-                high = 0x9F
-        elif 0xF0 <= lead <= 0xF4:
-            n_more = 3
-            if lead == 0xF0:
-                low = 0x90
-            elif lead == 0xF4:
-                high = 0x8F
-        else:
-            return False
-        if at + n_more > end or data[at] < low or data[at] > high:
-            return False
-        for more in range(1, n_more):
-            if data[at + more] < 0x80 or data[at + more] > 0xBF:
-                return False
-        at += n_more
-    return True

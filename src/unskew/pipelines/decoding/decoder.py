@@ -11,12 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from unskew.features.jit import compiled, inner
 from unskew.features.plan import StreamPlan
 from unskew.features.rejection import Kind, Rejection, clear
 from unskew.features.time import format_duration
 from unskew.pipelines.decoding.columns import Refusals, texts
 from unskew.pipelines.decoding.conversions import converted
+from unskew.pipelines.decoding.utf8 import is_utf8
 from unskew.pipelines.kafka.blobs import Blobs
+from unskew.pipelines.kafka.headers import PART_BYTES, Header, Headers
 from unskew.pipelines.kafka.poll import Poll
 from unskew.sinks.tables.kinds import DEAD_LETTER_SCHEMA
 
@@ -27,9 +30,7 @@ _KEY_BYTES = {"int64": (8, pl.Int64()), "int32": (4, pl.Int32())}
 Read = tuple[npt.NDArray[np.int64], pl.DataFrame]
 """Places in a poll, ascending, and the columns read from the values there."""
 
-Headers = Sequence[tuple[str, bytes | None]] | None
-
-Refused = tuple[int, int, Rejection, bytes | None, bytes | None, Headers]
+Refused = tuple[int, int, Rejection, bytes | None, bytes | None, Sequence[Header] | None]
 """Offset, arrival in microseconds, reason, key, value, headers."""
 
 KEPT_BYTES = 1 << 20
@@ -246,7 +247,6 @@ class Decoder(ABC):
     def _dead(self, poll: Poll, reasons: Mapping[int, Rejection]) -> pl.DataFrame:
         if not reasons and not poll.rejected:
             return self._no_dead
-        headers = poll.headers or [None] * len(poll.values)
         topic, partition = poll.origin or (self.topic, poll.partition)
         return letters(
             topic,
@@ -264,7 +264,7 @@ class Decoder(ABC):
                         why,
                         poll.keys[row],
                         poll.values[row],
-                        headers[row],
+                        poll.headers_at(row),
                     )
                     for row, why in reasons.items()
                 ),
@@ -275,8 +275,10 @@ class Decoder(ABC):
 def _joined(polls: Sequence[Poll]) -> Poll:
     """Return one poll with the records of several, one after the other."""
     headers = None
-    if any(poll.headers for poll in polls):
-        headers = [of_one for poll in polls for of_one in poll.headers or [None] * len(poll.values)]
+    if any(poll.headers is not None for poll in polls):
+        headers = Headers.joined(
+            [Headers.none(len(poll.values)) if poll.headers is None else poll.headers for poll in polls]
+        )
     return msgspec.structs.replace(
         polls[0],
         offsets=np.concatenate([poll.offsets for poll in polls]),
@@ -319,7 +321,7 @@ def letters(topic: str, partition: int, view: str | None, refused: Iterable[Refu
     return pl.DataFrame(rows, schema=plain, orient="row").cast(pl.Schema(DEAD_LETTER_SCHEMA)).sort("offset")
 
 
-def _kept_headers(headers: Headers) -> tuple[list[dict[str, Any]] | None, int | None]:
+def _kept_headers(headers: Sequence[Header] | None) -> tuple[list[dict[str, Any]] | None, int | None]:
     """Return the first headers that are short enough together, and the number of all headers."""
     if headers is None:
         return None, None
@@ -361,6 +363,49 @@ def _key_column(column: str, key_format: str, poll: Poll, rows: npt.NDArray[np.i
 
 def _header_column(column: str, header: str, poll: Poll, rows: npt.NDArray[np.int64], refusals: Refusals) -> pl.Series:
     """Return the last header of a name, which is UTF-8 text; null if there is none."""
-    found = poll.headers or [None] * len(poll.values)
-    values = [dict(found[row] or ()).get(header) for row in rows.tolist()]
-    return texts(pl.Series(column, values, dtype=pl.Binary), refusals, "header", f"the header {header!r}")
+    if poll.headers is None:
+        return pl.Series(column, [None] * len(rows), dtype=pl.String)
+    all_of_them = poll.headers.blobs.at(rows)
+    begins, sizes = np.empty((2, len(rows)), np.int64)
+    _find_last(all_of_them.data, all_of_them.edges, np.frombuffer(header.encode(), np.uint8), begins, sizes)
+    found = Blobs.cut(all_of_them.data, begins, sizes)
+    return texts(found.series(column), refusals, "header", f"the header {header!r}")
+
+
+@compiled()
+def _find_last(
+    data: npt.NDArray[np.uint8],
+    edges: npt.NDArray[np.int64],
+    wanted: npt.NDArray[np.uint8],
+    begins: npt.NDArray[np.int64],
+    sizes: npt.NDArray[np.int64],
+) -> None:
+    """Note where the last header of a name lies in the headers of each record, and its length; -1 if it has no value.
+
+    It is also -1 if a name is not UTF-8, as for whoever reads all headers.
+    """
+    for row in range(len(sizes)):
+        begins[row], sizes[row] = 0, -1
+        at, end = edges[row], edges[row + 1]
+        while at < end:
+            n_name, n_value = _int_at(data, at), _int_at(data, at + 4)
+            at += PART_BYTES
+            if not is_utf8(data, at, at + n_name):
+                sizes[row] = -1
+                break
+            same = n_name == len(wanted)
+            for place in range(len(wanted) if same else 0):
+                same &= data[at + place] == wanted[place]
+            at += n_name
+            if same:
+                begins[row], sizes[row] = at, n_value
+            at += max(n_value, 0)
+
+
+@inner()
+def _int_at(data: npt.NDArray[np.uint8], at: int) -> np.int64:
+    """Return a 32-bit number, lowest byte first."""
+    number = np.int64(0)
+    for place in range(4):
+        number |= np.int64(data[at + place]) << 8 * place
+    return number - ((number >> 31) << 32)

@@ -10,6 +10,7 @@ import pyarrow as pa
 from typing_extensions import override
 
 from unskew.features.jit import compiled
+from unskew.features.text_buffers import read_only
 
 
 class Blobs(Sequence[bytes | None]):
@@ -22,9 +23,7 @@ class Blobs(Sequence[bytes | None]):
     __slots__ = ("_edges", "data", "sizes")
 
     def __init__(self, data: npt.NDArray[np.uint8], sizes: npt.NDArray[np.int64]) -> None:
-        # Compiled code knows one kind of array here, and bytes of Python objects cannot be written to.
-        data.flags.writeable = False
-        self.data = data
+        self.data = read_only(data)
         self.sizes = sizes
         self._edges: npt.NDArray[np.int64] | None = None
 
@@ -46,6 +45,13 @@ class Blobs(Sequence[bytes | None]):
             np.concatenate([piece.data for piece in pieces]) if pieces else np.empty(0, np.uint8),
             np.concatenate([piece.sizes for piece in pieces]) if pieces else np.empty(0, np.int64),
         )
+
+    @classmethod
+    def cut(cls, data: npt.NDArray[np.uint8], begins: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> "Blobs":
+        """Return what lies at some places of ``data``, which cannot be written to."""
+        kept = np.empty(int(np.maximum(sizes, 0).sum()), np.uint8)
+        _cut(data, begins, sizes, kept)
+        return cls(kept, sizes)
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
@@ -94,10 +100,7 @@ class Blobs(Sequence[bytes | None]):
 
     def at(self, rows: npt.NDArray[np.int64]) -> "Blobs":
         """Return the items at some places, in their order."""
-        sizes = self.sizes[rows]
-        kept = np.empty(int(np.maximum(sizes, 0).sum()), np.uint8)
-        _take(self.data, self.edges, rows, kept)
-        return Blobs(kept, sizes)
+        return Blobs.cut(self.data, self.edges[rows], self.sizes[rows])
 
     def series(self, name: str) -> pl.Series:
         """Return the items as a column of bytes."""
@@ -113,13 +116,15 @@ NO_BLOBS = Blobs(np.empty(0, np.uint8), np.empty(0, np.int64))
 
 
 @compiled()
-def _take(
-    data: npt.NDArray[np.uint8], edges: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], kept: npt.NDArray[np.uint8]
+def _cut(
+    data: npt.NDArray[np.uint8],
+    begins: npt.NDArray[np.int64],
+    sizes: npt.NDArray[np.int64],
+    kept: npt.NDArray[np.uint8],
 ) -> None:
-    """Write the items at some places end to end."""
-    size = 0
-    for row in rows:
-        begin, end = edges[row], edges[row + 1]
-        for place in range(begin, end):
-            kept[size + place - begin] = data[place]
-        size += end - begin
+    """Write what lies at some places end to end."""
+    end = 0
+    for row in range(len(sizes)):
+        for place in range(sizes[row]):
+            kept[end + place] = data[begins[row] + place]
+        end += max(sizes[row], 0)

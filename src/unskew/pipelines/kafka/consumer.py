@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, replace
-from itertools import chain, pairwise
-from typing import Any, Protocol, cast
+from itertools import pairwise
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,6 @@ from confluent_kafka import (
     Consumer,
     KafkaError,
     KafkaException,
-    Message,
     TopicCollection,
     TopicPartition,
 )
@@ -31,6 +30,8 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 from unskew.features.definitions.streams import is_pattern
 from unskew.features.errors import LayoutError, StoreUnavailable, UnskewError
 from unskew.pipelines.kafka.blobs import Blobs
+from unskew.pipelines.kafka.fetching import Fault, Fetcher, Taken
+from unskew.pipelines.kafka.headers import Headers
 from unskew.pipelines.state.known_topics import START_OVER, Described, KnownTopics, recreated
 
 _log = logging.getLogger("unskew.kafka")
@@ -59,7 +60,6 @@ _REST_S = 0.005
 _CLOSE_S = 3.0
 
 # librdkafka's local error codes begin with an underscore, but they are public.
-_END_OF_PARTITION = KafkaError._PARTITION_EOF  # noqa: SLF001
 _OUT_OF_RANGE = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}  # noqa: SLF001
 # Errors while a partition has just been created or moves to another broker.
 _PASSING = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
@@ -72,19 +72,8 @@ _FORBIDDEN = {KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZ
 # The id in the answer of a broker that knows no ids.
 _NO_ID = "AAAAAAAAAAAAAAAAAAAAAA"
 _NOT_LET_IN = {KafkaError._AUTHENTICATION, KafkaError._SSL}  # noqa: SLF001
-# Methods of the C type, called by map rather than by bytecode.
-_OFFSET = cast("Callable[[_Message], int]", Message.offset)
-_TOPIC = cast("Callable[[_Message], str]", Message.topic)
-_PARTITION = cast("Callable[[_Message], int]", Message.partition)
-_TIMESTAMP = cast("Callable[[_Message], tuple[int, int]]", Message.timestamp)
-_KEY = cast("Callable[[_Message], bytes | None]", Message.key)
-_VALUE = cast("Callable[[_Message], bytes | None]", Message.value)
-_HEADERS = cast("Callable[[_Message], Any]", Message.headers)
-_ERROR = cast("Callable[[_Message], KafkaError | None]", Message.error)
-
-# Python's garbage collector runs whenever this many more container objects live, and sometimes scans all of them.
-# Messages are containers and the values taken out of them are not, so small batches cost a third as much.
-_AT_ONCE = 500
+# Messages that are taken at once.
+_AT_ONCE = 10_000
 
 
 class Flag(Protocol):
@@ -93,27 +82,12 @@ class Flag(Protocol):
     def is_set(self) -> bool: ...
 
 
-class _Message(Protocol):
-    """A Kafka message that is a record, not an error, so that its fields are present."""
-
-    def topic(self) -> str: ...
-
-    def partition(self) -> int: ...
-
-    def offset(self) -> int | None: ...
-
-    def error(self) -> KafkaError | None: ...
-
-    def leader_epoch(self) -> int | None: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Records:
     """Consecutive records of one partition as columns of equal length, in offset order.
 
     ``kinds``: Kafka's timestamp types. ``stamps_ms``: record timestamps. The value of a tombstone is None.
-    ``headers``: as the client gives them; None if they were not requested. ``epoch``: the leader epoch of the last
-    record as it was fetched, None if the broker gave none.
+    ``epoch``: the leader epoch of the last record as it was fetched, None if the broker gave none.
     """
 
     offsets: npt.NDArray[np.int64]
@@ -121,7 +95,7 @@ class Records:
     stamps_ms: npt.NDArray[np.int64]
     keys: Blobs
     values: Blobs
-    headers: list[Any] | None
+    headers: Headers
     epoch: int | None = None
 
     def __len__(self) -> int:
@@ -143,7 +117,7 @@ class Records:
             self.stamps_ms[rows],
             self.keys[rows],
             self.values[rows],
-            None if self.headers is None else self.headers[rows],
+            self.headers[rows],
             # Of a part, the epoch may be too late; that is never taken for a truncation.
             self.epoch,
         )
@@ -156,7 +130,7 @@ class Records:
             self.stamps_ms[rows],
             self.keys.at(rows),
             self.values.at(rows),
-            None if self.headers is None else [self.headers[row] for row in rows.tolist()],
+            self.headers.at(rows),
             self.epoch,
         )
 
@@ -171,71 +145,21 @@ class Records:
             np.concatenate([piece.stamps_ms for piece in pieces]),
             Blobs.joined([piece.keys for piece in pieces]),
             Blobs.joined([piece.values for piece in pieces]),
-            None if pieces[0].headers is None else list(chain.from_iterable(piece.headers or () for piece in pieces)),
+            Headers.joined([piece.headers for piece in pieces]),
             pieces[-1].epoch,
         )
 
 
-def _by_partition(messages: Sequence[_Message], numbers: "_Numbers", *, headers: bool) -> Iterator[tuple[int, Records]]:
-    """Yield one piece for each run of messages of one partition, without a Python step per record."""
-    if not messages:
+def _pieces(taken: Taken, partitions: npt.NDArray[np.int64]) -> Iterator[tuple[int, Records]]:
+    """Yield one piece for each run of records of one partition. ``partitions``: the number of each record's."""
+    if not len(partitions):
         return
-    count = len(messages)
-    partitions = numbers.of(messages)
-    stamps = np.fromiter(chain.from_iterable(map(_TIMESTAMP, messages)), np.int64, 2 * count).reshape(-1, 2)
-    every = Records(
-        np.fromiter(map(_OFFSET, messages), np.int64, count),
-        stamps[:, 0],
-        stamps[:, 1],
-        Blobs.of(map(_KEY, messages)),
-        Blobs.of(map(_VALUE, messages)),
-        _headers_of(messages) if headers else None,
-    )
-    edges = [0, *(np.flatnonzero(np.diff(partitions)) + 1).tolist(), count]
+    every = Records(taken.offsets, taken.kinds, taken.stamps_ms, taken.keys, taken.values, taken.headers)
+    edges = [0, *(np.flatnonzero(np.diff(partitions)) + 1).tolist(), len(partitions)]
     for first, after in pairwise(edges):
-        piece = every if after - first == count else every.part(slice(first, after))
-        yield int(partitions[first]), replace(piece, epoch=_epoch_of(messages[after - 1]))
-
-
-def _epoch_of(message: _Message) -> int | None:
-    epoch = message.leader_epoch()
-    return None if epoch is None or epoch < 0 else epoch
-
-
-def _headers_of(messages: Sequence[_Message]) -> list[Any]:
-    """Return the headers of messages.
-
-    A message with header names that are not UTF-8 gives None, because the client cannot return them.
-    """
-    try:
-        return list(map(_HEADERS, messages))
-    except UnicodeDecodeError:
-        return [_sound_headers(message) for message in messages]
-
-
-def _sound_headers(message: _Message) -> Any:
-    try:
-        return _HEADERS(cast("Any", message))
-    except UnicodeDecodeError:
-        return None
-
-
-class _Numbers:
-    """The numbers of partitions, without a Python step per record."""
-
-    def __init__(self, origins: Sequence[tuple[str, int]]) -> None:
-        width = 1 + max(partition for _, partition in origins)
-        self._row_of = {topic: row * width for row, topic in enumerate(dict.fromkeys(topic for topic, _ in origins))}
-        self._table = np.full(width * len(self._row_of), -1, np.int64)
-        for number, (topic, partition) in enumerate(origins):
-            self._table[self._row_of[topic] + partition] = number
-
-    def of(self, messages: Sequence[_Message]) -> npt.NDArray[np.int64]:
-        places = np.fromiter(map(_PARTITION, messages), np.int64, len(messages))
-        if len(self._row_of) == 1:
-            return places
-        places += np.fromiter(map(self._row_of.__getitem__, map(_TOPIC, messages)), np.int64, len(messages))
-        return self._table[places]
+        piece = every if after - first == len(partitions) else every.part(slice(first, after))
+        epoch = int(taken.epochs[after - 1])
+        yield int(partitions[first]), replace(piece, epoch=None if epoch < 0 else epoch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +192,7 @@ class TopicReader:
     ones after those of ``known``; ``origins`` maps each number to topic and partition. The thread asks for the ends of
     partitions, and checks whether topics were deleted and created again, and whether partitions or topics were added;
     then it calls ``on_added`` with their number. ``known``: what an earlier run read. ``adopt_ids``: topics with other
-    ids are the same ones. ``headers``: true to read record headers. ``stop``: once it is set, nothing waits for a
+    ids are the same ones. ``stop``: once it is set, nothing waits for a
     broker that does not answer. Raises ``StoreUnavailable`` if the broker does not answer within ``timeout_s`` or does
     not have the topic, ``LayoutError`` if its topics are not the ones known.
 
@@ -281,7 +205,6 @@ class TopicReader:
         bootstrap: str,
         group: str,
         *,
-        headers: bool,
         stop: Flag,
         timeout_s: float,
         check_partitions_s: float,
@@ -293,16 +216,15 @@ class TopicReader:
         self._topics = topics
         self.title = f"Topic {topics[0]!r}" if len(topics) == 1 else f"The group of topics {', '.join(topics)}"
         self._bootstrap = bootstrap
-        self._headers = headers
         self._timeout_s = timeout_s
         self._check_partitions_s = check_partitions_s
         self._on_added = on_added
-        self._handles: dict[int, TopicPartition] = {}
+        # The partitions that are read, and where that began.
         self._begun_at: dict[int, int] = {}
-        # Places whose leader epochs librdkafka has not been asked to check yet.
-        self._unchecked: dict[int, TopicPartition] = {}
+        # Offsets and leader epochs of places whose epochs librdkafka has not been asked to check yet.
+        self._unchecked: dict[int, tuple[int, int]] = {}
         # What ended a wait; ``consume`` gives it.
-        self._awaited: list[_Message] = []
+        self._awaited: Taken | None = None
         # Why the broker does not let a partition be read; it says so once, and the next record shows that it does.
         self._refusals: dict[int, str] = {}
         self._ends: dict[int, _End] = {}
@@ -322,11 +244,12 @@ class TopicReader:
         self._wake = threading.Event()
         self._closing = threading.Event()
         ours = {**_DEFAULTS, **config, "bootstrap.servers": bootstrap, "group.id": group}
-        self._consumer = Consumer({**ours, "error_cb": self._on_error, "on_commit": self._on_commit})
         # It reads nothing, and has connections of its own: a broker answers the requests of a connection in turn, so a
         # question would wait behind a fetch that waits for records.
         # Records of open transactions count for it, because they may still be committed.
-        self._asker = Consumer({**ours, "isolation.level": "read_uncommitted", "error_cb": self._on_error})
+        callbacks = {"error_cb": self._on_error, "on_commit": self._on_commit}
+        self._asker = Consumer({**ours, "isolation.level": "read_uncommitted", **callbacks})
+        self._fetcher = Fetcher(ours, _AT_ONCE, self._on_error)
         # Connects with the first request only.
         self._admin = AdminClient({"log_level": 2, **config, "bootstrap.servers": bootstrap})
         try:
@@ -340,7 +263,14 @@ class TopicReader:
         self.origins = self.known.partitions
         self.n_partitions = len(self.origins)
         self._number_of = {origin: number for number, origin in enumerate(self.origins)}
-        self._numbers = _Numbers(self.origins)
+        # By topic, the numbers of its partitions.
+        self._numbers_of: dict[str, npt.NDArray[np.int64]] = {}
+        for topic, _ in self.origins:
+            if topic not in self._numbers_of:
+                width = 1 + max(partition for other, partition in self.origins if other == topic)
+                self._numbers_of[topic] = np.full(width, -1, np.int64)
+        for number, (topic, partition) in enumerate(self.origins):
+            self._numbers_of[topic][partition] = number
         self._watcher = threading.Thread(target=self._watch, name=f"unskew-kafka-{topics[0]}", daemon=True)
         self._watcher.start()
 
@@ -364,7 +294,7 @@ class TopicReader:
         )
         within_s = min(_ANSWER_S, self._timeout_s)
         try:
-            low, high = asking(self._consumer.get_watermark_offsets, self._at(partition), timeout=within_s)
+            low, high = asking(self._fetcher.watermarks, *self.origins[partition], within_s)
         except KafkaException as error:
             raise self._unavailable(error) from error
         return low, high
@@ -375,14 +305,13 @@ class TopicReader:
         ``epoch``: the leader epoch of the record before ``offset``. With it, ``consume`` finds out if that record is
         not there any more, although the broker has others at its offset and after it.
         """
-        if partition in self._handles:
-            self._consumer.incremental_unassign([self._handles[partition]])
-        self._handles[partition] = self._at(partition)
+        origin = self.origins[partition]
+        if partition in self._begun_at:
+            self._fetcher.unassign(*origin)
         self._begun_at[partition] = offset
-        begin = self._at(partition, offset)
-        self._consumer.incremental_assign([begin])
+        self._fetcher.assign(*origin, offset)
         if epoch is not None:
-            self._unchecked[partition] = TopicPartition(begin.topic, begin.partition, offset, leader_epoch=epoch)
+            self._unchecked[partition] = offset, epoch
             self._check_epochs()
 
     def _check_epochs(self) -> None:
@@ -393,7 +322,7 @@ class TopicReader:
         """
         for partition, begin in list(self._unchecked.items()):
             try:
-                self._consumer.seek(begin)
+                self._fetcher.seek(*self.origins[partition], *begin)
             except KafkaException as error:
                 if error.args[0].code() not in _NOT_BEGUN:
                     raise self._unavailable(error) from error
@@ -406,23 +335,24 @@ class TopicReader:
         Raises ``LayoutError`` if the wanted offset is gone or the log was truncated before it, ``StoreUnavailable`` for
         permanent errors.
         """
-        self._commit_next()
         if self._unchecked:
             self._check_epochs()
         pieces: list[tuple[int, Records]] = []
         ends: list[tuple[int, int]] = []
         left = limit
-        while left:
-            wanted = min(left, _AT_ONCE)
-            first, self._awaited = self._awaited, []
-            messages = first + cast("list[_Message]", self._consumer.consume(wanted - len(first), 0))
+        while left > 0:
+            taken, self._awaited = self._awaited, None
+            all_there_was = False
+            if taken is None:
+                taken = self._fetcher.take(left)
+                all_there_was = taken.n_messages < min(left, _AT_ONCE)
             self.check()
-            left -= len(messages)
-            all_there_was = len(messages) < wanted
-            # librdkafka delivers errors as messages; the usual case without errors costs one pass.
-            if any(map(_ERROR, messages)):
-                messages = self._without_errors(messages, ends)
-            pieces.extend(_by_partition(messages, self._numbers, headers=self._headers))
+            left -= taken.n_messages
+            # librdkafka delivers errors as messages.
+            ends += [(self._number_of[topic, partition], offset) for topic, partition, offset in taken.ends]
+            for fault in taken.faults:
+                self._note_fault(fault)
+            pieces.extend(_pieces(taken, self._numbers(taken)))
             if self._refusals:
                 for partition, _ in pieces:
                     self._refusals.pop(partition, None)
@@ -432,57 +362,59 @@ class TopicReader:
 
     def await_records(self, timeout_s: float) -> None:
         """Return once a record has been fetched, or after a time."""
-        if not self._awaited:
-            self._awaited = cast("list[_Message]", self._consumer.consume(1, timeout_s))
+        if self._awaited is None:
+            taken = self._fetcher.take(1, timeout_s)
+            self._awaited = taken if taken.n_messages else None
 
-    def _without_errors(self, messages: Sequence[_Message], ends: list[tuple[int, int]]) -> list[_Message]:
-        """Return the records; add ends of partitions to ``ends`` and raise faults."""
-        records: list[_Message] = []
-        for message in messages:
-            error = message.error()
-            if error is None:
-                records.append(message)
-            elif error.code() == _END_OF_PARTITION:
-                ends.append((self._number_of[message.topic(), message.partition()], _OFFSET(message)))
-            elif error.code() in _OUT_OF_RANGE:
-                raise self._out_of_range(message, error)
-            else:
-                if error.code() in _FORBIDDEN:
-                    self._refusals[self._number_of[message.topic(), message.partition()]] = error.str()
-                self._on_error(error)
-                self.check()
-        return records
+    def _numbers(self, taken: Taken) -> npt.NDArray[np.int64]:
+        """Return the number of each record's partition."""
+        if len(self._numbers_of) == 1:
+            return taken.partitions
+        numbers = np.empty(len(taken.topics), np.int64)
+        for address in np.unique(taken.topics).tolist():
+            rows = taken.topics == address
+            numbers[rows] = self._numbers_of[self._fetcher.topic_of(address)][taken.partitions[rows]]
+        return numbers
 
-    def _out_of_range(self, message: _Message, error: KafkaError) -> UnskewError:
-        partition = self._number_of[message.topic(), message.partition()]
+    def _note_fault(self, fault: Fault) -> None:
+        """Raise what ends the flow; note or log what does not."""
+        code = fault.error.code()
+        if code in _OUT_OF_RANGE:
+            raise self._out_of_range(fault)
+        if code in _FORBIDDEN:
+            self._refusals[self._number_of[fault.topic, fault.partition]] = fault.error.str()
+        self._on_error(fault.error)
+        self.check()
+
+    def _out_of_range(self, fault: Fault) -> UnskewError:
+        partition = self._number_of[fault.topic, fault.partition]
         # A topic that was created again lacks these offsets for another reason.
         self._check_ids()
         if self._fault is not None:
             return self._fault
-        wanted = message.offset()
+        wanted = fault.offset
         low, high = self.watermarks(partition)
-        if wanted is None or low <= wanted <= high:
+        if wanted < 0 or low <= wanted <= high:
             # Found by leader epochs; librdkafka may give no offset then.
-            return LayoutError(truncated(self.name_of(partition), error.str()))
+            return LayoutError(truncated(self.name_of(partition), fault.error.str()))
         if wanted < low:
             return LayoutError(offsets_gone(self.name_of(partition), wanted, low))
         return LayoutError(past_the_end(self.name_of(partition), wanted, high))
 
     def pause(self, partition: int) -> None:
         """Stop fetching a partition."""
-        if partition in self._handles:
-            self._consumer.pause([self._handles[partition]])
+        if partition in self._begun_at:
+            self._fetcher.pause(*self.origins[partition])
 
     def resume(self, partition: int) -> None:
         """Fetch a partition again."""
-        self._consumer.resume([self._handles[partition]])
+        self._fetcher.resume(*self.origins[partition])
 
     def high(self, partition: int) -> int | None:
         """Return the last known end; None before the first."""
-        handle = self._handles.get(partition)
-        if handle is None:
+        if partition not in self._begun_at:
             return None
-        fetched: int = self._consumer.get_watermark_offsets(handle, cached=True)[1]
+        fetched = self._fetcher.high(*self.origins[partition])
         answered = self._ends.get(partition)
         known = [*([] if fetched < 0 else [fetched]), *([] if answered is None else [answered.offset])]
         return max(known, default=None)
@@ -508,23 +440,21 @@ class TopicReader:
     def commit(self, partition: int, offset: int) -> None:
         """Commit to the consumer group, for lag tools only, without waiting.
 
-        One commit is in flight at a time, and the next one carries the latest offsets: librdkafka begins to read a
-        newly added partition only when no commit is in flight, so an unbroken series of commits would keep it from
-        beginning.
+        The thread does it. One commit is in flight at a time, and the next one carries the latest offsets.
         """
-        self._uncommitted[partition] = offset
-        self._commit_next()
-
-    def _commit_next(self) -> None:
-        if self._uncommitted and not self._committing:
-            self._commit()
+        with self._lock:
+            self._uncommitted[partition] = offset
 
     def _commit(self) -> None:
-        offsets = [self._at(partition, offset) for partition, offset in self._uncommitted.items()]
-        self._uncommitted.clear()
+        with self._lock:
+            latest, self._uncommitted = self._uncommitted, {}
+        if not latest:
+            return
         try:
             self._committing = True
-            self._consumer.commit(offsets=offsets, asynchronous=True)
+            self._asker.commit(
+                offsets=[self._at(partition, offset) for partition, offset in latest.items()], asynchronous=True
+            )
         except KafkaException as error:
             self._committing = False
             self._on_error(error.args[0])
@@ -547,15 +477,15 @@ class TopicReader:
         self._closing.set()
         self._wake.set()
         self._watcher.join()
-        if self._uncommitted and self._away_since_s is None:
+        if self._away_since_s is None:
             self._commit()
         closing = threading.Thread(target=self._close, name="unskew-kafka-close", daemon=True)
         closing.start()
         closing.join(_CLOSE_S if self._away_since_s is None else _REST_S)
 
     def _close(self) -> None:
+        self._fetcher.close()
         self._asker.close()
-        self._consumer.close()
 
     @property
     def away_s(self) -> float:
@@ -593,6 +523,10 @@ class TopicReader:
             began_s = time.monotonic()
             every = began_s - asked_all_s >= _ANSWER_S
             asked_all_s = began_s if every else asked_all_s
+            # Answers to commits, and errors, come through callbacks.
+            self._asker.poll(0)
+            if not self._committing:
+                self._commit()
             self._ask(every=every)
             if every and has_ids and self._away_since_s is None:
                 self._check_ids()
@@ -605,7 +539,7 @@ class TopicReader:
         """Ask the broker for the ends of the partitions that are wanted, or of all."""
         with self._lock:
             wanted, self._wanted = self._wanted, {}
-        partitions = list(self._handles if every else wanted)
+        partitions = list(self._begun_at if every else wanted)
         if not partitions:
             return
         try:
@@ -633,8 +567,7 @@ class TopicReader:
 
     def _reads_past(self, partition: int, end: int) -> bool:
         """Return true if nothing before ``end`` is left to fetch."""
-        position: int = self._consumer.position([self._at(partition)])[0].offset
-        return max(position, self._begun_at[partition]) >= end
+        return max(self._fetcher.position(*self.origins[partition]), self._begun_at[partition]) >= end
 
     def _note_away(self, why: str) -> None:
         self.retries += 1

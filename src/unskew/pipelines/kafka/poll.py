@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from unskew.features.rejection import Kind
 from unskew.pipelines.kafka.blobs import Blobs
+from unskew.pipelines.kafka.headers import Header, Headers
 
 FRAME_BYTES = 5
 """Confluent's frame: a zero byte, then the schema's id, big-endian."""
@@ -27,7 +28,7 @@ class Rejected:
     reason: str
     key: bytes | None
     value: bytes | None
-    headers: Sequence[tuple[str, bytes | None]] | None = None
+    headers: Sequence[Header] | None = None
     kind: Kind = "time"
 
 
@@ -58,13 +59,17 @@ class Poll(msgspec.Struct, frozen=True):
     values: Blobs
     rejected: list[Rejected]
     origin: tuple[str, int] | None = None
-    headers: Sequence[Sequence[tuple[str, bytes | None]] | None] | None = None
+    headers: Headers | None = None
     place: str = ""
     ticket: int = 0
     replaying: bool = False
     decided: bool = False
     schema_id: int | None = None
     resumed: bool = False
+
+    def headers_at(self, place: int) -> Sequence[Header] | None:
+        """Return the headers of a record; None if it has none, or if none are known."""
+        return None if self.headers is None else self.headers[place]
 
     @property
     def first_us(self) -> int | None:

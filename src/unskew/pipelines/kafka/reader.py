@@ -25,6 +25,7 @@ from unskew.features.time import format_instant
 from unskew.pipelines.kafka.arrivals import NO_CLOCK, Arrivals, assign_arrivals, refusal
 from unskew.pipelines.kafka.blobs import NO_BLOBS
 from unskew.pipelines.kafka.consumer import Flag, Records, TopicReader, offsets_gone, past_the_end, truncated
+from unskew.pipelines.kafka.headers import Headers
 from unskew.pipelines.kafka.host_clock import DISAGREE_US, HostClock
 from unskew.pipelines.kafka.poll import Poll, Rejected, first_schema_id
 from unskew.pipelines.kafka.refusals import Refusals
@@ -46,7 +47,7 @@ _log = logging.getLogger("unskew.kafka")
 
 
 def _no_records() -> Records:
-    return Records(_EMPTY, _EMPTY, _EMPTY, NO_BLOBS, NO_BLOBS, None)
+    return Records(_EMPTY, _EMPTY, _EMPTY, NO_BLOBS, NO_BLOBS, Headers.none(0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +146,6 @@ class Reader:
             stream.sources,
             options.bootstrap,
             options.group,
-            # Needed even if no column comes from headers: a dead letter keeps them, to be sent again unchanged.
-            headers=True,
             stop=options.stop,
             timeout_s=options.timeout_s,
             check_partitions_s=options.check_partitions_s,
@@ -782,7 +781,7 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
                         refusal(int(kinds[row]), int(stamps_ms[row])) if known is None else known.reason,
                         records.keys[row],
                         records.values[row],
-                        records.headers[row] if records.headers else None,
+                        records.headers[row],
                         "time" if known is None else known.kind,
                     )
                 )
