@@ -10,6 +10,7 @@ NAMES = (
     "bench_growth",
     "bench_aggregations",
     "bench_extremes",
+    "bench_consume",
     "bench_decode",
     "bench_pipeline",
     "bench_latency",

@@ -36,7 +36,7 @@ from unskew.pipelines.state.known_topics import START_OVER, Described, KnownTopi
 
 _log = logging.getLogger("unskew.kafka")
 
-_DEFAULTS: Mapping[str, Any] = {
+DEFAULTS: Mapping[str, Any] = {
     "enable.auto.commit": False,
     "enable.auto.offset.store": False,
     "enable.partition.eof": True,
@@ -243,7 +243,7 @@ class TopicReader:
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._closing = threading.Event()
-        ours = {**_DEFAULTS, **config, "bootstrap.servers": bootstrap, "group.id": group}
+        ours = {**DEFAULTS, **config, "bootstrap.servers": bootstrap, "group.id": group}
         # It reads nothing, and has connections of its own: a broker answers the requests of a connection in turn, so a
         # question would wait behind a fetch that waits for records.
         # Records of open transactions count for it, because they may still be committed.

@@ -1,0 +1,295 @@
+"""Records as columns are those that confluent_kafka gives as messages."""
+
+import ctypes
+import random
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import confluent_kafka
+import numpy as np
+import pytest
+from confluent_kafka import TIMESTAMP_CREATE_TIME, Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unskew.features.errors import StoreUnavailable
+from unskew.pipelines.kafka import librdkafka
+from unskew.pipelines.kafka.blobs import Blobs
+from unskew.pipelines.kafka.fetching import Fetcher
+from unskew.pipelines.kafka.headers import Headers
+
+N_PARTITIONS = 3
+STAMP_MS = 1_600_000_000_000
+
+
+def nobody(error):
+    raise AssertionError(error)
+
+
+@pytest.fixture
+def config(broker):
+    return {
+        "bootstrap.servers": broker.bootstrap,
+        "group.id": uuid.uuid4().hex,
+        "enable.auto.commit": False,
+        "enable.partition.eof": True,
+        "auto.offset.reset": "error",
+    }
+
+
+@pytest.fixture
+def fetcher(config):
+    found = Fetcher(config, 100, nobody)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def topics(broker):
+    names = [f"fetched-{uuid.uuid4().hex}" for _ in range(2)]
+    for name in names:
+        broker.create_topic(name, N_PARTITIONS)
+    return names
+
+
+def produce(broker, topics, n_records, seed=0):
+    """Send records of every shape: without key, value, headers, with empty ones, with long ones."""
+    draw = random.Random(seed)
+    producer = Producer({"bootstrap.servers": broker.bootstrap, "message.max.bytes": 2_000_000})
+
+    def octets(longest):
+        return draw.choice([None, b"", draw.randbytes(draw.randrange(longest))])
+
+    for number in range(n_records):
+        names = [draw.choice(["", "a", "name", "Größe", "n" * 300]) for _ in range(draw.choice([0, 0, 1, 3]))]
+        producer.produce(
+            draw.choice(topics),
+            octets(900_000 if number % 50 == 0 else 50),
+            octets(20),
+            partition=draw.randrange(N_PARTITIONS),
+            headers=[(name, octets(9)) for name in names] or None,
+            timestamp=STAMP_MS + number,
+        )
+    assert producer.flush(30) == 0
+
+
+def by_messages(config, topics, n_records):
+    consumer = Consumer(config)
+    consumer.assign([TopicPartition(topic, partition, 0) for topic in topics for partition in range(N_PARTITIONS)])
+    found = []
+    until = time.monotonic() + 30
+    while len(found) < n_records and time.monotonic() < until:
+        for message in consumer.consume(100, 0.2):
+            if message.error() is None:
+                epoch = message.leader_epoch()
+                found.append(
+                    (
+                        message.topic(),
+                        message.partition(),
+                        message.offset(),
+                        *message.timestamp(),
+                        -1 if epoch is None else epoch,
+                        message.key(),
+                        message.value(),
+                        message.headers(),
+                    )
+                )
+    consumer.close()
+    return sorted(found, key=lambda each: each[:3])
+
+
+def rows_of(fetcher, taken):
+    names = map(fetcher.topic_of, taken.topics.tolist())
+    numbers = (taken.partitions, taken.offsets, taken.kinds, taken.stamps_ms, taken.epochs)
+    return list(zip(names, *(each.tolist() for each in numbers), taken.keys, taken.values, taken.headers, strict=True))
+
+
+def by_columns(fetcher, n_records, n_ends, limit=100):
+    found, ends = [], []
+    until = time.monotonic() + 30
+    while (len(found) < n_records or len(ends) < n_ends) and time.monotonic() < until:
+        taken = fetcher.take(limit, 0.05)
+        assert not taken.faults
+        assert taken.n_messages <= limit
+        found += rows_of(fetcher, taken)
+        ends += taken.ends
+    return sorted(found, key=lambda each: each[:3]), ends
+
+
+@pytest.mark.parametrize("limit", [1, 7, 1_000])
+def test_columns_hold_what_messages_hold(broker, config, fetcher, topics, limit):
+    produce(broker, topics, 400, seed=limit)
+    for topic in topics:
+        for partition in range(N_PARTITIONS):
+            fetcher.assign(topic, partition, 0)
+
+    found, ends = by_columns(fetcher, 400, 2 * N_PARTITIONS, limit)
+
+    expected = by_messages(config, topics, 400)
+    assert len(expected) == 400
+    assert {each[3] for each in expected} == {TIMESTAMP_CREATE_TIME}
+    assert {type(each) for row in expected for each in row[6:]} == {bytes, list, type(None)}
+    assert found == expected
+    n_records = {(topic, partition): 0 for topic in topics for partition in range(N_PARTITIONS)}
+    for topic, partition, *_ in expected:
+        n_records[topic, partition] += 1
+    assert {(topic, partition): offset for topic, partition, offset in ends} == n_records
+
+
+def test_a_partition_that_is_paused_or_given_back_brings_nothing(broker, fetcher, topics):
+    topic = topics[0]
+    fetcher.assign(topic, 0, 0)
+    fetcher.assign(topic, 1, 0)
+    fetcher.pause(topic, 0)
+    fetcher.unassign(topic, 1)
+    produce(broker, [topic], 90)
+
+    for _ in range(10):
+        assert not len(fetcher.take(100, 0.05).offsets)
+    fetcher.resume(topic, 0)
+    until = time.monotonic() + 30
+    while not len(taken := fetcher.take(100, 0.2).partitions) and time.monotonic() < until:
+        pass
+
+    assert set(taken.tolist()) == {0}
+
+
+def test_positions_and_watermarks_are_those_of_the_broker(broker, fetcher, topics):
+    topic = topics[0]
+    produce(broker, [topic], 60)
+    low, high = fetcher.watermarks(topic, 2, 10)
+    assert low == 0 < high
+    assert fetcher.high(topic, 2) < 0
+    fetcher.assign(topic, 2, 0)
+    assert fetcher.position(topic, 2) < 0
+
+    by_columns(fetcher, high, 1)
+
+    assert (fetcher.position(topic, 2), fetcher.high(topic, 2)) == (high, high)
+
+
+def test_an_offset_that_is_not_there_comes_as_a_fault(fetcher, topics):
+    fetcher.assign(topics[0], 1, 17)
+
+    faults = []
+    until = time.monotonic() + 30
+    while not faults and time.monotonic() < until:
+        faults += fetcher.take(10, 0.1).faults
+
+    (fault,) = faults
+    assert fault.error.code() == KafkaError._AUTO_OFFSET_RESET
+    assert "offset" in fault.error.str().lower()
+    assert (fault.topic, fault.partition, fault.offset) == (topics[0], 1, 17)
+
+
+def test_calls_that_fail_raise_what_the_library_says(fetcher, topics):
+    with pytest.raises(KafkaException) as refused:
+        fetcher.seek(topics[0], 0, 5, 0)
+    assert refused.value.args[0].code() == KafkaError._UNKNOWN_PARTITION
+    fetcher.assign(topics[0], 0, 0)
+    with pytest.raises(KafkaException) as conflict:
+        fetcher.assign(topics[0], 0, 0)
+    assert conflict.value.args[0].code() == KafkaError._CONFLICT
+
+
+def test_errors_that_are_not_about_a_partition_are_reported(config):
+    found = []
+    lost = Fetcher({**config, "bootstrap.servers": "127.0.0.1:1", "log_level": 0}, 10, found.append)
+
+    until = time.monotonic() + 30
+    while not found and time.monotonic() < until:
+        lost.take(10, 0.1)
+    lost.close()
+
+    assert {error.code() for error in found} <= {KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN}
+    assert "127.0.0.1:1" in found[0].str()
+
+
+def test_a_setting_that_is_refused_is_named(config):
+    with pytest.raises(KafkaException, match="no-such-setting"):
+        Fetcher({**config, "no-such-setting": "1"}, 10, nobody)
+    with pytest.raises(KafkaException, match="session.timeout.ms"):
+        Fetcher({**config, "session.timeout.ms": 10, "max.poll.interval.ms": 5}, 10, nobody)
+
+
+def test_a_closed_consumer_says_so_and_can_be_closed_again(config, topics):
+    fetcher = Fetcher(config, 10, nobody)
+    fetcher.assign(topics[0], 0, 0)
+    fetcher.close()
+    fetcher.close()
+
+    for call in (
+        lambda: fetcher.take(1),
+        lambda: fetcher.assign(topics[0], 1, 0),
+        lambda: fetcher.position(topics[0], 0),
+        lambda: fetcher.high(topics[0], 0),
+    ):
+        with pytest.raises(RuntimeError, match="closed"):
+            call()
+
+
+def test_memory_does_not_grow_with_what_was_taken(broker, fetcher, topics):
+    topic = topics[0]
+    producer = Producer({"bootstrap.servers": broker.bootstrap})
+    for _ in range(100):
+        producer.produce(topic, bytes(100_000), partition=0, headers=[("header", bytes(1_000))])
+    assert producer.flush(30) == 0
+    fetcher.assign(topic, 0, 0)
+
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    def again():
+        fetcher.unassign(topic, 0)
+        fetcher.assign(topic, 0, 0)
+        assert len(by_columns(fetcher, 100, 1)[0]) == 100
+
+    again()
+    before = resident()
+    for _ in range(20):
+        again()
+
+    # 20 times 10 MB were taken.
+    assert resident() - before < 60_000_000
+
+
+HEADERS = st.lists(st.none() | st.lists(st.tuples(st.text(max_size=4), st.none() | st.binary(max_size=5)), max_size=3))
+
+
+@given(HEADERS, st.data())
+def test_headers_in_one_array_are_those_of_a_list(items, data):
+    headers = Headers.of(items)
+    edges = st.none() | st.integers(-5, 5)
+    cut = data.draw(st.builds(slice, edges, edges))
+
+    assert list(headers) == items
+    assert list(headers[cut]) == items[cut]
+    assert list(headers.at(np.arange(len(items))[::-1])) == items[::-1]
+    assert list(Headers.joined([headers, Headers.none(2), headers])) == [*items, None, None, *items]
+
+
+def test_headers_with_a_name_that_is_not_text_are_not_known():
+    (named,) = Headers.of([[("good", b"1"), ("ab", b"2")]]).blobs
+    bad = named.replace(b"ab", b"\xc3(")
+
+    assert list(Headers(Blobs.of([named, bad]))) == [[("good", b"1"), ("ab", b"2")], None]
+
+
+@pytest.mark.parametrize("path", ["no-such-library.so", "without functions"])
+def test_without_the_library_s_functions_it_says_what_to_install(monkeypatch, path):
+    if path == "without functions":
+        path = sys.modules["_ctypes"].__file__
+    monkeypatch.setattr(confluent_kafka.cimpl, "__file__", path)
+
+    with pytest.raises(StoreUnavailable, match="install confluent-kafka from its wheel") as error:
+        librdkafka.library.__wrapped__()
+    assert str(path) in str(error.value)
+
+
+def test_structures_are_as_long_as_the_header_of_the_library_says():
+    pointer = ctypes.sizeof(ctypes.c_void_p)
+    assert pointer == 8
+    assert ctypes.sizeof(librdkafka.Message) == 9 * pointer
+    assert ctypes.sizeof(librdkafka.Place) == 8 * pointer
