@@ -3,9 +3,10 @@
     python benchmarks/bench_consume.py [--records 400_000] [--rounds 3] [--headers 0]
 
 An embedded broker has the records of ``bench_pipeline.py``, or with ``--headers`` short ones with so many headers.
-Both ways fetch all of them, in turns, by the same library with the same settings, and end with the same columns; "taken" is the processor time of the thread that does that, while
-the library's threads fetch. confluent_kafka's messages are taken 500 at once: of more, Python's garbage collector makes
-each dearer. The values are compared before anything is measured.
+Both ways fetch all of them, in turns, by the same library with the same settings, and end with the same columns; the
+figure is the processor time of the thread that does that, while the library's threads fetch. confluent_kafka's messages
+are taken 500 at once: of more, Python's garbage collector makes each dearer. The values are compared before anything is
+measured.
 """
 
 import argparse

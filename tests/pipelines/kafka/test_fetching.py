@@ -210,7 +210,7 @@ def test_errors_that_are_not_about_a_partition_are_reported(config):
 def test_a_setting_that_is_refused_is_named(config):
     with pytest.raises(KafkaException, match="no-such-setting"):
         Fetcher({**config, "no-such-setting": "1"}, 10, nobody)
-    with pytest.raises(KafkaException, match="session.timeout.ms"):
+    with pytest.raises(KafkaException, match=r"session\.timeout\.ms"):
         Fetcher({**config, "session.timeout.ms": 10, "max.poll.interval.ms": 5}, 10, nobody)
 
 
