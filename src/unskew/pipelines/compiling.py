@@ -90,8 +90,8 @@ def entries() -> list[list[Entry]]:
     of_the_rest = [
         Entry.of(write_rows, octets, shown_octets, ints, shown_octets, 0, shown_octets, ints, ints, shown_octets, shown,
                tables, many_marks, shown_marks, shown),
-        Entry.of(_look, ints, tables, tables),
-        Entry.of(_keep, ints, tables, tables, octets, octets, octets),
+        Entry.of(_look, ints, 0),
+        Entry.of(_keep, ints, tables, octets),
         Entry.of(_cut_out, shown_octets, ints, ints, octets),
         Entry.of(_find_last, shown_octets, ints, shown_octets, ints, ints),
         Entry.of(_check, shown_octets, ints, tables, tables, ints, tables, ints, marks),

@@ -16,16 +16,22 @@ from unskew.features.text_buffers import read_only
 class Blobs(Sequence[bytes | None]):
     """A sequence of byte strings, in which None stands for one that is not there.
 
-    ``data``: all bytes, end to end. ``sizes``: the length of each item, -1 for None. An item becomes a Python object
-    when it is asked for, and only then.
+    ``data``: all bytes, end to end. ``sizes``: the length of each item, -1 for None. ``edges``: where each item
+    begins in ``data``, and where the last one ends, if that is known. An item becomes a Python object when it is asked
+    for, and only then.
     """
 
     __slots__ = ("_edges", "data", "sizes")
 
-    def __init__(self, data: npt.NDArray[np.uint8], sizes: npt.NDArray[np.int64]) -> None:
+    def __init__(
+        self,
+        data: npt.NDArray[np.uint8],
+        sizes: npt.NDArray[np.int64],
+        edges: npt.NDArray[np.int64] | None = None,
+    ) -> None:
         self.data = read_only(data)
         self.sizes = sizes
-        self._edges: npt.NDArray[np.int64] | None = None
+        self._edges = edges
 
     @classmethod
     def of(cls, items: Iterable[bytes | None]) -> "Blobs":

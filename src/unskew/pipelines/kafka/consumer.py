@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -154,12 +154,19 @@ def _pieces(taken: Taken, partitions: npt.NDArray[np.int64]) -> Iterator[tuple[i
     """Yield one piece for each run of records of one partition. ``partitions``: the number of each record's."""
     if not len(partitions):
         return
-    every = Records(taken.offsets, taken.kinds, taken.stamps_ms, taken.keys, taken.values, taken.headers)
-    edges = [0, *(np.flatnonzero(np.diff(partitions)) + 1).tolist(), len(partitions)]
+    edges = [0, *(np.flatnonzero(partitions[1:] != partitions[:-1]) + 1).tolist(), len(partitions)]
     for first, after in pairwise(edges):
-        piece = every if after - first == len(partitions) else every.part(slice(first, after))
         epoch = int(taken.epochs[after - 1])
-        yield int(partitions[first]), replace(piece, epoch=None if epoch < 0 else epoch)
+        every = Records(
+            taken.offsets,
+            taken.kinds,
+            taken.stamps_ms,
+            taken.keys,
+            taken.values,
+            taken.headers,
+            None if epoch < 0 else epoch,
+        )
+        yield int(partitions[first]), every if len(edges) == 2 else every.part(slice(first, after))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Records as librdkafka fetched them, as columns: what its ``consume_batch`` gives is taken apart by compiled code.
 
-A message is a structure of the library, which owns what that points to. ``_look`` asks for messages and notes what they
-hold; ``_keep`` copies their bytes and gives them back.
+A message is a structure of the library, which owns what that points to. ``_look`` notes what messages hold, ``_keep``
+copies their bytes and gives them back. Both take less time than it takes to get Python's lock again, so they keep it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,8 +18,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from unskew.features.jit import compiled, inner
-from unskew.pipelines.kafka.blobs import Blobs
+from unskew.features.jit import array_at, compiled, inner
+from unskew.pipelines.kafka.blobs import NO_BLOBS, Blobs
 from unskew.pipelines.kafka.headers import PART_BYTES, Headers
 from unskew.pipelines.kafka.librdkafka import AT_ONCE, CONSUMER, ON_ERROR, Message, address_of, client, library
 
@@ -35,17 +35,16 @@ _KEY: Final = Message.key.offset
 _KEY_LEN: Final = Message.key_len.offset
 _OFFSET: Final = Message.offset.offset
 
-# Words that compiled code and this module share: addresses of functions, arguments, results, and room for what the
+# Words that compiled code and this module share: addresses of functions and arrays, results, and room for what the
 # library writes.
-_CONSUME, _TIMESTAMP, _EPOCH, _HEADERS_OF, _HEADER, _DESTROY, _QUEUE, _ROOM_AT, _MESSAGES_AT, _WAIT_MS, _LIMIT = range(
-    11
-)
-_N_ERRORS, _KEY_BYTES, _VALUE_BYTES, _HEADER_BYTES, _ROOM = range(11, 16)
+_TIMESTAMP, _EPOCH, _HEADERS_OF, _HEADER, _DESTROY, _MESSAGES_AT, _COLUMNS_AT, _ROOM_AT = range(8)
+_MOST, _N_RECORDS, _N_ERRORS, _ROOM = range(8, 12)
 _N_WORDS: Final = _ROOM + 4
 
-# Columns of ``_look``.
-_CODES, _TOPICS, _PARTITIONS, _OFFSETS, _KINDS, _STAMPS_MS, _EPOCHS, _KEY_SIZES, _VALUE_SIZES, _HEADER_SIZES = range(10)
-_N_COLUMNS: Final = _HEADER_SIZES + 1
+# What ``_look`` notes of each record. "Edges" are where its bytes begin among those of all, and one more is their end.
+_TOPICS, _PARTITIONS, _OFFSETS, _KINDS, _STAMPS_MS, _EPOCHS, _KEY_SIZES, _VALUE_SIZES, _HEADER_SIZES = range(9)
+_KEY_EDGES, _VALUE_EDGES, _HEADER_EDGES = range(9, 12)
+_N_COLUMNS: Final = _HEADER_EDGES + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +83,22 @@ class Taken:
         return len(self.offsets) + len(self.ends) + len(self.faults)
 
 
+_NO_NUMBERS = np.empty(0, np.int64)
+_NOTHING = Taken(
+    topics=_NO_NUMBERS,
+    partitions=_NO_NUMBERS,
+    offsets=_NO_NUMBERS,
+    kinds=_NO_NUMBERS,
+    stamps_ms=_NO_NUMBERS,
+    epochs=_NO_NUMBERS,
+    keys=NO_BLOBS,
+    values=NO_BLOBS,
+    headers=Headers(NO_BLOBS),
+    ends=(),
+    faults=(),
+)
+
+
 class Fetcher:
     """A consumer whose partitions are assigned one by one, and never by a group.
 
@@ -93,7 +108,7 @@ class Fetcher:
     """
 
     def __init__(self, config: Mapping[str, object], most: int, on_error: Callable[[KafkaError], None]) -> None:
-        self._library = library()
+        self._library, self._quick = library(), library(quick=True)
         self._on_error = on_error
         # The library calls it as long as the consumer is there.
         self._called = ON_ERROR(self._note_error)
@@ -101,11 +116,13 @@ class Fetcher:
         # Callbacks come to whoever takes messages.
         self._library.rd_kafka_poll_set_consumer(self._handle)
         self._topics: dict[int, str] = {}
+        self._most = most
+        # The addresses of records, and those of what came in their place.
         self._messages = np.empty((2, most), np.int64)
-        self._columns = np.empty((_N_COLUMNS, most), np.int64)
+        self._columns = np.empty((_N_COLUMNS, most + 1), np.int64)
+        self._low, self._high = c_int64(), c_int64()
         words = self._words = np.zeros(_N_WORDS, np.int64)
         for word, name in (
-            (_CONSUME, "rd_kafka_consume_batch_queue"),
             (_TIMESTAMP, "rd_kafka_message_timestamp"),
             (_EPOCH, "rd_kafka_message_leader_epoch"),
             (_HEADERS_OF, "rd_kafka_message_headers"),
@@ -113,8 +130,10 @@ class Fetcher:
             (_DESTROY, "rd_kafka_message_destroy"),
         ):
             words[word] = address_of(name)
-        words[_QUEUE] = self._library.rd_kafka_queue_get_consumer(self._handle)
-        words[_MESSAGES_AT] = self._messages.ctypes.data
+        self._queue: int = self._library.rd_kafka_queue_get_consumer(self._handle)
+        words[_MOST] = most
+        words[_MESSAGES_AT] = self._messages_at = self._messages.ctypes.data
+        words[_COLUMNS_AT] = self._columns.ctypes.data
         words[_ROOM_AT] = words[_ROOM:].ctypes.data
 
     def assign(self, topic: str, partition: int, offset: int) -> None:
@@ -141,12 +160,12 @@ class Fetcher:
     def pause(self, topic: str, partition: int) -> None:
         """Fetch no more of a partition until ``resume``."""
         with _places(topic, partition) as (places, _):
-            self._check_code(self._library.rd_kafka_pause_partitions(self._open, places))
+            self._check_code(self._quick.rd_kafka_pause_partitions(self._open, places))
 
     def resume(self, topic: str, partition: int) -> None:
         """Fetch a partition again."""
         with _places(topic, partition) as (places, _):
-            self._check_code(self._library.rd_kafka_resume_partitions(self._open, places))
+            self._check_code(self._quick.rd_kafka_resume_partitions(self._open, places))
 
     def position(self, topic: str, partition: int) -> int:
         """Return the offset after the last record that was taken; negative if none was."""
@@ -166,12 +185,9 @@ class Fetcher:
 
     def high(self, topic: str, partition: int) -> int:
         """Return the high watermark that came with the last fetch; negative before the first."""
-        low, high = c_int64(), c_int64()
-        code = self._library.rd_kafka_get_watermark_offsets(
-            self._open, topic.encode(), partition, byref(low), byref(high)
-        )
+        code = self._quick.rd_kafka_get_watermark_offsets(self._open, topic.encode(), partition, self._low, self._high)
         self._check_code(code)
-        return high.value
+        return self._high.value
 
     def topic_of(self, address: int) -> str:
         """Return the name of a topic, as ``Taken.topics`` has it."""
@@ -179,27 +195,32 @@ class Fetcher:
 
     def take(self, limit: int, timeout_s: float = 0.0) -> Taken:
         """Take up to ``limit`` messages; wait for so many, or for a time."""
-        words = self._words
-        words[_LIMIT] = min(limit, self._columns.shape[1])
-        words[_WAIT_MS] = int(timeout_s * 1000)
         _ = self._open
-        n_records = int(_look(words, self._messages, self._columns))
-        columns = self._columns[:, :n_records].copy()
-        n_errors, key_bytes, value_bytes, header_bytes = words[_N_ERRORS:_ROOM].tolist()
-        keys, values = np.empty(key_bytes, np.uint8), np.empty(value_bytes, np.uint8)
-        headers = np.empty(header_bytes, np.uint8)
+        library = self._library if timeout_s else self._quick
+        count = library.rd_kafka_consume_batch_queue(
+            self._queue, int(timeout_s * 1000), self._messages_at, min(limit, self._most)
+        )
+        if count <= 0:
+            return _NOTHING
+        _look(self._words, count)
+        n_records, n_errors = self._words[_N_RECORDS:_ROOM].tolist()
+        columns = self._columns[:, : n_records + 1].copy()
         ends, faults = self._errors(n_errors) if n_errors else ((), ())
-        _keep(words, self._messages, columns, keys, values, headers)
+        n_keys, n_values, n_headers = columns[_KEY_EDGES:, n_records].tolist()
+        octets = np.empty(n_keys + n_values + n_headers, np.uint8)
+        _keep(self._words, columns, octets)
+        octets.flags.writeable = False
+        numbers, edges = columns[:_KEY_EDGES, :n_records], columns[_KEY_EDGES:]
         return Taken(
-            columns[_TOPICS],
-            columns[_PARTITIONS],
-            columns[_OFFSETS],
-            columns[_KINDS],
-            columns[_STAMPS_MS],
-            columns[_EPOCHS],
-            Blobs(keys, columns[_KEY_SIZES]),
-            Blobs(values, columns[_VALUE_SIZES]),
-            Headers(Blobs(headers, columns[_HEADER_SIZES])),
+            numbers[_TOPICS],
+            numbers[_PARTITIONS],
+            numbers[_OFFSETS],
+            numbers[_KINDS],
+            numbers[_STAMPS_MS],
+            numbers[_EPOCHS],
+            Blobs(octets[:n_keys], numbers[_KEY_SIZES], edges[0]),
+            Blobs(octets[n_keys : n_keys + n_values], numbers[_VALUE_SIZES], edges[1]),
+            Headers(Blobs(octets[n_keys + n_values :], numbers[_HEADER_SIZES], edges[2])),
             ends,
             faults,
         )
@@ -224,7 +245,7 @@ class Fetcher:
         handle, self._handle = self._handle, None
         if handle is None:
             return
-        self._library.rd_kafka_queue_destroy(int(self._words[_QUEUE]))
+        self._library.rd_kafka_queue_destroy(self._queue)
         for held in self._topics:
             self._library.rd_kafka_topic_destroy(held)
         self._library.rd_kafka_destroy_flags(handle, AT_ONCE)
@@ -337,7 +358,6 @@ word_at: Any = intrinsic(_load)
 int_at: Any = intrinsic(_load_int)
 octet_at: Any = intrinsic(_octet)
 copy_to: Any = intrinsic(_copy)
-consume_batch: Any = _caller(_WORD, _WORD, _INT, _WORD, _WORD)
 timestamp_of: Any = _caller(_WORD, _WORD, _WORD)
 epoch_of: Any = _caller(_INT, _WORD)
 headers_of: Any = _caller(_INT, _WORD, _WORD)
@@ -345,22 +365,19 @@ header_of: Any = _caller(_INT, _WORD, _WORD, _WORD, _WORD, _WORD)
 destroy: Any = _caller(ir.VoidType(), _WORD)
 
 
-@compiled()
-def _look(words: npt.NDArray[np.int64], messages: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]) -> int:
-    """Take messages from the queue, and note what they hold; return how many are records.
-
-    Records come first in row 0 of ``messages``, and what came in their place is in row 1.
-    """
-    words[_N_ERRORS:_ROOM] = 0
-    count = consume_batch(words[_CONSUME], (words[_QUEUE], words[_WAIT_MS], words[_MESSAGES_AT], words[_LIMIT]))
+@compiled(nogil=False)
+def _look(words: npt.NDArray[np.int64], count: int) -> None:
+    """Note what messages hold. Records come first in row 0 of the messages; what came in their place is in row 1."""
+    messages = array_at(words[_MESSAGES_AT], (2, words[_MOST]), words)
+    columns = array_at(words[_COLUMNS_AT], (_N_COLUMNS, words[_MOST] + 1), words)
     room = words[_ROOM_AT]
-    row = 0
+    row = n_errors = 0
+    n_keys = n_values = n_headers = 0
     for each in range(count):
         message = messages[0, each]
-        code = int_at(message + _ERR)
-        if code != 0:
-            messages[1, words[_N_ERRORS]] = message
-            words[_N_ERRORS] += 1
+        if int_at(message + _ERR) != 0:
+            messages[1, n_errors] = message
+            n_errors += 1
             continue
         messages[0, row] = message
         columns[_TOPICS, row] = word_at(message + _RKT)
@@ -369,17 +386,19 @@ def _look(words: npt.NDArray[np.int64], messages: npt.NDArray[np.int64], columns
         columns[_STAMPS_MS, row] = timestamp_of(words[_TIMESTAMP], (message, room))
         columns[_KINDS, row] = int_at(room)
         columns[_EPOCHS, row] = epoch_of(words[_EPOCH], (message,))
+        columns[_KEY_EDGES, row], columns[_VALUE_EDGES, row], columns[_HEADER_EDGES, row] = n_keys, n_values, n_headers
         size = word_at(message + _KEY_LEN) if word_at(message + _KEY) else -1
         columns[_KEY_SIZES, row] = size
-        words[_KEY_BYTES] += max(size, 0)
+        n_keys += max(size, 0)
         size = word_at(message + _LEN) if word_at(message + _PAYLOAD) else -1
         columns[_VALUE_SIZES, row] = size
-        words[_VALUE_BYTES] += max(size, 0)
+        n_values += max(size, 0)
         size = _headers_size(words, message)
         columns[_HEADER_SIZES, row] = size
-        words[_HEADER_BYTES] += max(size, 0)
+        n_headers += max(size, 0)
         row += 1
-    return row
+    columns[_KEY_EDGES, row], columns[_VALUE_EDGES, row], columns[_HEADER_EDGES, row] = n_keys, n_values, n_headers
+    words[_N_RECORDS], words[_N_ERRORS] = row, n_errors
 
 
 @inner()
@@ -406,37 +425,33 @@ def _name_size(name: int) -> int:
     return size
 
 
-@compiled()
-def _keep(
-    words: npt.NDArray[np.int64],
-    messages: npt.NDArray[np.int64],
-    columns: npt.NDArray[np.int64],
-    keys: npt.NDArray[np.uint8],
-    values: npt.NDArray[np.uint8],
-    headers: npt.NDArray[np.uint8],
-) -> None:
-    """Copy the bytes of the records that ``_look`` noted, and give all messages back."""
-    at_key = at_value = at_header = 0
-    for row in range(columns.shape[1]):
+@compiled(nogil=False)
+def _keep(words: npt.NDArray[np.int64], columns: npt.NDArray[np.int64], octets: npt.NDArray[np.uint8]) -> None:
+    """Copy the bytes of the records that ``_look`` noted, and give all messages back.
+
+    Keys come first, then values, then headers.
+    """
+    messages = array_at(words[_MESSAGES_AT], (2, words[_MOST]), words)
+    n_records = columns.shape[1] - 1
+    of_values = columns[_KEY_EDGES, n_records]
+    of_headers = of_values + columns[_VALUE_EDGES, n_records]
+    for row in range(n_records):
         message = messages[0, row]
-        size = columns[_KEY_SIZES, row]
-        if size > 0:
-            copy_to(keys, at_key, word_at(message + _KEY), size)
-            at_key += size
-        size = columns[_VALUE_SIZES, row]
-        if size > 0:
-            copy_to(values, at_value, word_at(message + _PAYLOAD), size)
-            at_value += size
+        if columns[_KEY_SIZES, row] > 0:
+            copy_to(octets, columns[_KEY_EDGES, row], word_at(message + _KEY), columns[_KEY_SIZES, row])
+        if columns[_VALUE_SIZES, row] > 0:
+            at = of_values + columns[_VALUE_EDGES, row]
+            copy_to(octets, at, word_at(message + _PAYLOAD), columns[_VALUE_SIZES, row])
         if columns[_HEADER_SIZES, row] > 0:
-            at_header = _keep_headers(words, message, headers, at_header)
+            _keep_headers(words, message, octets, of_headers + columns[_HEADER_EDGES, row])
         destroy(words[_DESTROY], (message,))
     for each in range(words[_N_ERRORS]):
         destroy(words[_DESTROY], (messages[1, each],))
 
 
 @inner()
-def _keep_headers(words: npt.NDArray[np.int64], message: int, kept: npt.NDArray[np.uint8], at: int) -> int:
-    """Copy the headers of a message to a place; return where they end."""
+def _keep_headers(words: npt.NDArray[np.int64], message: int, kept: npt.NDArray[np.uint8], at: int) -> None:
+    """Copy the headers of a message to a place."""
     room = words[_ROOM_AT]
     headers_of(words[_HEADERS_OF], (message, room))
     headers = word_at(room)
@@ -455,4 +470,3 @@ def _keep_headers(words: npt.NDArray[np.int64], message: int, kept: npt.NDArray[
             copy_to(kept, at, value, n_value)
             at += n_value
         number += 1
-    return at

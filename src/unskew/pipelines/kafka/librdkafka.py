@@ -114,12 +114,16 @@ _FUNCTIONS: Mapping[str, tuple[Any, tuple[Any, ...]]] = {
 
 
 @cache
-def library() -> Any:
-    """Return the library. Raises ``StoreUnavailable`` if its functions cannot be found."""
+def library(*, quick: bool = False) -> Any:
+    """Return the library. Raises ``StoreUnavailable`` if its functions cannot be found.
+
+    ``quick``: for calls that return at once. They keep Python's lock, for which a thread that gives it away would wait
+    many times as long.
+    """
     # Its extension module depends on the library, so that is searched too, wherever it lies.
     path = confluent_kafka.cimpl.__file__
     try:
-        found = ctypes.CDLL(path)
+        found = ctypes.PyDLL(path) if quick else ctypes.CDLL(path)
         for name, (result, arguments) in _FUNCTIONS.items():
             function = getattr(found, name)
             function.restype = result
