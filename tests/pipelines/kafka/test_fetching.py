@@ -11,6 +11,7 @@ import confluent_kafka
 import numpy as np
 import pytest
 from confluent_kafka import TIMESTAMP_CREATE_TIME, Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +20,7 @@ from unskew.pipelines.kafka import librdkafka
 from unskew.pipelines.kafka.blobs import Blobs
 from unskew.pipelines.kafka.fetching import Fetcher
 from unskew.pipelines.kafka.headers import Headers
+from unskew.pipelines.kafka.watermarks import watermarks
 
 N_PARTITIONS = 3
 STAMP_MS = 1_600_000_000_000
@@ -159,7 +161,8 @@ def test_a_partition_that_is_paused_or_given_back_brings_nothing(broker, fetcher
 def test_positions_and_watermarks_are_those_of_the_broker(broker, fetcher, topics):
     topic = topics[0]
     produce(broker, [topic], 60)
-    low, high = fetcher.watermarks(topic, 2, 10)
+    admin = AdminClient({"bootstrap.servers": broker.bootstrap})
+    low, high = watermarks(admin, [(topic, 2)], 10, {})[topic, 2]
     assert low == 0 < high
     assert fetcher.high(topic, 2) < 0
     fetcher.assign(topic, 2, 0)

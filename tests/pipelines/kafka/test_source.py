@@ -140,6 +140,13 @@ def test_a_record_that_has_no_place_in_time_is_rejected(topic, read, kind, stamp
     assert len(item.offsets) == len(item.keys) == len(item.values) == 0
 
 
+def test_a_source_opens_though_a_fetch_waits_longer_than_the_broker_is_waited_for(topic, read):
+    """A broker answers the requests of a connection in turn, so that questions wait behind a fetch."""
+    source = read(topic(partitions=8), config={"fetch.wait.max.ms": 60_000})
+
+    assert sorted(source.parts) == list(range(8))
+
+
 def test_a_partition_ends_before_its_end_offset_and_says_so_once(topic, read):
     stream = topic(3)
     stream.put(0, *range(10))

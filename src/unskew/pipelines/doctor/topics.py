@@ -2,10 +2,10 @@
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]  # not in its __all__
 
 from unskew.features.errors import LayoutError, StoreUnavailable
@@ -20,6 +20,7 @@ from unskew.pipelines.kafka.consumer import offsets_gone, past_the_end
 from unskew.pipelines.kafka.host_clock import DISAGREE_US
 from unskew.pipelines.kafka.source import KafkaSource, SourceOptions
 from unskew.pipelines.kafka.stamps import STAMPED_BY, settings_of
+from unskew.pipelines.kafka.watermarks import Origin, offsets, watermarks
 from unskew.pipelines.state.folder import RECOVERY
 from unskew.pipelines.state.known_topics import partitions_added
 from unskew.pipelines.state.saved import Saved, read_saved
@@ -30,6 +31,8 @@ _FOREVER = -1
 _SHORT_US = DAY_US
 
 _log = logging.getLogger("unskew.doctor")
+
+_Answer = TypeVar("_Answer")
 
 _Ends = Mapping[int, tuple[int, int]]
 """The first and the next offset of each partition."""
@@ -121,22 +124,21 @@ def _topic(
     return ", ".join([*facts, counted(n_records, "record")])
 
 
-def _ends(bootstrap: str, config: Mapping[str, Any], origins: Sequence[tuple[str, int]]) -> _Ends:
-    first = _offsets(bootstrap, config, origins, OffsetSpec.earliest())
-    after = _offsets(bootstrap, config, origins, OffsetSpec.latest())
-    return {number: (low.offset, high.offset) for number, (low, high) in enumerate(zip(first, after, strict=True))}
+def _ends(bootstrap: str, config: Mapping[str, Any], origins: Sequence[Origin]) -> _Ends:
+    found = _said(bootstrap, lambda: watermarks(_client(bootstrap, config), origins, ANSWER_S, config))
+    return {number: found[origin] for number, origin in enumerate(origins)}
 
 
-def _offsets(bootstrap: str, config: Mapping[str, Any], origins: Sequence[tuple[str, int]], which: OffsetSpec) -> Any:
-    client = AdminClient({"log_level": 0, **config, "bootstrap.servers": bootstrap})
-    asked = {TopicPartition(topic, number): which for topic, number in origins}
+def _client(bootstrap: str, config: Mapping[str, Any]) -> AdminClient:
+    return AdminClient({"log_level": 0, **config, "bootstrap.servers": bootstrap})
+
+
+def _said(bootstrap: str, ask: Callable[[], _Answer]) -> _Answer:
     try:
-        answers = client.list_offsets(asked, request_timeout=ANSWER_S)
-        return [answers[partition].result(ANSWER_S) for partition in asked]
-    except (KafkaException, TimeoutError) as error:
-        why = error.args[0].str() if isinstance(error, KafkaException) else "no answer"
+        return ask()
+    except KafkaException as error:
         raise StoreUnavailable(
-            f"Kafka at {bootstrap} does not say where its partitions end ({why}): try again"
+            f"Kafka at {bootstrap} does not say where its partitions end ({error.args[0].str()}): try again"
         ) from error
 
 
@@ -185,11 +187,12 @@ def _compare_stamps(
 ) -> None:
     """Log that records are stamped ahead of this host's clock. A broker does not tell its clock in any other way."""
     try:
-        latest = _offsets(asked.bootstrap, config, origins, OffsetSpec.max_timestamp())
+        client = _client(asked.bootstrap, config)
+        latest = _said(asked.bootstrap, lambda: offsets(client, origins, OffsetSpec.max_timestamp(), ANSWER_S))
     except StoreUnavailable:
         # Kafka before 3.0 does not know the question.
         return
-    stamp_us = max(one.timestamp for one in latest) * 1_000
+    stamp_us = max(one.timestamp for one in latest.values()) * 1_000
     ahead_us = stamp_us - wall_us()
     if ahead_us > max(stream.max_ahead_us, DISAGREE_US):
         _log.warning(
@@ -210,9 +213,9 @@ def _positions(here: Here, ends: Mapping[str, tuple[Sequence[tuple[str, int]], _
         raise NotChecked("no topic answered")
     saved: Saved = read_saved(here.state.folder / RECOVERY, {topic: len(of) for topic, (of, _) in ends.items()})
     behind = 0
-    for topic, (origins, offsets) in ends.items():
+    for topic, (origins, between) in ends.items():
         for number, place in saved.places[topic].items():
-            low, high = offsets[number]
+            low, high = between[number]
             name = "/".join(map(str, origins[number]))
             if place["offset"] < low:
                 raise LayoutError(offsets_gone(name, place["offset"], low))

@@ -32,6 +32,7 @@ from unskew.features.errors import LayoutError, StoreUnavailable, UnskewError
 from unskew.pipelines.kafka.blobs import Blobs
 from unskew.pipelines.kafka.fetching import Fault, Fetcher, Taken
 from unskew.pipelines.kafka.headers import Headers
+from unskew.pipelines.kafka.watermarks import watermarks
 from unskew.pipelines.state.known_topics import START_OVER, Described, KnownTopics, recreated
 
 _log = logging.getLogger("unskew.kafka")
@@ -223,6 +224,7 @@ class TopicReader:
         self._topics = topics
         self.title = f"Topic {topics[0]!r}" if len(topics) == 1 else f"The group of topics {', '.join(topics)}"
         self._bootstrap = bootstrap
+        self._config = config
         self._timeout_s = timeout_s
         self._check_partitions_s = check_partitions_s
         self._on_added = on_added
@@ -290,8 +292,8 @@ class TopicReader:
         topic, number = self.origins[partition]
         return TopicPartition(topic, number, offset)
 
-    def watermarks(self, partition: int) -> tuple[int, int]:
-        """Return the broker's present low and high watermark. Raises ``StoreUnavailable``."""
+    def watermarks(self, partitions: Sequence[int]) -> dict[int, tuple[int, int]]:
+        """Return the broker's present low and high watermark of each partition. Raises ``StoreUnavailable``."""
         late = stop_after_delay(self._timeout_s)
         asking = Retrying(
             retry=retry_if_exception(passes),
@@ -299,12 +301,13 @@ class TopicReader:
             stop=lambda state: self._stop.is_set() or late(state),
             reraise=True,
         )
+        origins = [self.origins[partition] for partition in partitions]
         within_s = min(_ANSWER_S, self._timeout_s)
         try:
-            low, high = asking(self._fetcher.watermarks, *self.origins[partition], within_s)
+            found = asking(watermarks, self._admin, origins, within_s, self._config)
         except KafkaException as error:
             raise self._unavailable(error) from error
-        return low, high
+        return {self._number_of[origin]: between for origin, between in found.items()}
 
     def add(self, partition: int, offset: int, epoch: int | None = None) -> None:
         """Read a partition from ``offset`` on, even if it is being read already.
@@ -400,7 +403,7 @@ class TopicReader:
         if self._fault is not None:
             return self._fault
         wanted = fault.offset
-        low, high = self.watermarks(partition)
+        low, high = self.watermarks([partition])[partition]
         if wanted < 0 or low <= wanted <= high:
             # Found by leader epochs; librdkafka may give no offset then.
             return LayoutError(truncated(self.name_of(partition), fault.error.str()))

@@ -6,7 +6,7 @@ copies their bytes and gives them back. Both take less time than it takes to get
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from ctypes import byref, c_int64, create_string_buffer, string_at
+from ctypes import c_int64, create_string_buffer, string_at
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -173,15 +173,6 @@ class Fetcher:
             self._check_code(self._library.rd_kafka_position(self._open, places))
             offset: int = place.contents.offset
             return offset
-
-    def watermarks(self, topic: str, partition: int, timeout_s: float) -> tuple[int, int]:
-        """Ask the broker for the low and the high watermark of a partition."""
-        low, high = c_int64(), c_int64()
-        code = self._library.rd_kafka_query_watermark_offsets(
-            self._open, topic.encode(), partition, byref(low), byref(high), int(timeout_s * 1000)
-        )
-        self._check_code(code)
-        return low.value, high.value
 
     def high(self, topic: str, partition: int) -> int:
         """Return the high watermark that came with the last fetch; negative before the first."""

@@ -95,10 +95,6 @@ _FUNCTIONS: Mapping[str, tuple[Any, tuple[Any, ...]]] = {
     "rd_kafka_pause_partitions": (c_int, (c_void_p, POINTER(Places))),
     "rd_kafka_resume_partitions": (c_int, (c_void_p, POINTER(Places))),
     "rd_kafka_position": (c_int, (c_void_p, POINTER(Places))),
-    "rd_kafka_query_watermark_offsets": (
-        c_int,
-        (c_void_p, c_char_p, c_int32, POINTER(c_int64), POINTER(c_int64), c_int),
-    ),
     "rd_kafka_get_watermark_offsets": (c_int, (c_void_p, c_char_p, c_int32, POINTER(c_int64), POINTER(c_int64))),
     "rd_kafka_error_code": (c_int, (c_void_p,)),
     "rd_kafka_error_string": (c_char_p, (c_void_p,)),

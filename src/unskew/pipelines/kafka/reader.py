@@ -169,6 +169,8 @@ class Reader:
         if options.journal is not None:
             self._n_before = min(self._n_before, options.journal.n_partitions(stream.topic) or self._n_before)
         self.lock = threading.RLock()
+        # Of partitions that are still to be built.
+        self._watermarks: dict[int, tuple[int, int]] = {}
         self.parts: dict[int, KafkaPartition] = {}
         # The latest clock that any partition had before this start, as far as this process knows.
         self.saved_clock_us = NO_CLOCK
@@ -190,7 +192,7 @@ class Reader:
 
     def build(self, partition: int, saved: dict[str, Any] | None) -> "KafkaPartition":
         with self.lock:
-            low, high = self.topic.watermarks(partition)
+            low, high = self._watermarks_of(partition)
             if saved is None:
                 offset = low if self.options.start == "earliest" else high
                 clock_us = NO_CLOCK
@@ -238,6 +240,15 @@ class Reader:
             if not part.ended:
                 self.topic.add(partition, *part.begin_at(low))
             return part
+
+    def _watermarks_of(self, partition: int) -> tuple[int, int]:
+        """Return where a partition began and ended when the first one was built, or now if it was built before."""
+        if partition not in self._watermarks:
+            wanted = self.options.partitions
+            others = range(self.n_partitions) if wanted is None else wanted
+            asked = {partition, *(other for other in others if other not in self.parts)}
+            self._watermarks = self.topic.watermarks(sorted(asked))
+        return self._watermarks.pop(partition)
 
     def _script(self, partition: int, saved: Mapping[str, Any] | None, low: int, high: int) -> Script | None:
         """Return what an earlier run decided about a partition past its saved place."""
