@@ -77,7 +77,10 @@ def test_a_master_that_dies_during_a_run_is_followed_by_its_replica_for_writer_a
             assert set(reader.views()) == {"by_user", "by_item"}
             master.kill()
 
-        followed = run_with(bench, topic, sentinel.url, 30, die, lambda: bool(master.client.keys("test-run1:by_user*")))
+        def is_served() -> bool:
+            return all(master.client.keys(key) for key in ("test-run1:by_user*", "test-run1:registry"))
+
+        followed = run_with(bench, topic, sentinel.url, 30, die, is_served)
 
         assert sentinel.master_port() == replica.port
         assert followed.deployment.prefix == "test-run1"
