@@ -1,30 +1,31 @@
 """Measure what it takes to get records out of librdkafka, by unskew's own columns and by confluent_kafka's messages.
 
-    python benchmarks/bench_consume.py [--records 400_000] [--rounds 3] [--headers 0]
+    python benchmarks/bench_consume.py [--records 400_000] [--rounds 3] [--headers 0] [--partitions 100]
 
 An embedded broker has the records of ``bench_pipeline.py``, or with ``--headers`` short ones with so many headers.
 Both ways fetch all of them, in turns, by the same library with the same settings, and end with the same columns; the
 figure is the processor time of the thread that does that, while the library's threads fetch. confluent_kafka's messages
 are taken 500 at once: of more, Python's garbage collector makes each dearer. The values are compared before anything is
-measured.
+measured. Before that, the time that a source takes to open a quiet topic of ``--partitions`` is measured; with no
+records it is all that is.
 """
 
 import argparse
 import os
 import platform
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any, cast
 
 import numpy as np
-from bench_pipeline import produce
+from bench_pipeline import produce, the_plan
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
 from unskew.demo.embedded import EmbeddedBroker
-from unskew.pipelines.kafka.consumer import DEFAULTS
-from unskew.pipelines.kafka.fetching import Fetcher
+from unskew.pipelines.kafka.source import KafkaSource, SourceOptions
 
 N_PARTITIONS = 8
 N_ENTITIES = 100_000
@@ -33,10 +34,14 @@ Columns = tuple[Any, ...]
 
 
 def settings(bootstrap: str) -> dict[str, Any]:
+    from unskew.pipelines.kafka.consumer import DEFAULTS
+
     return {**DEFAULTS, "bootstrap.servers": bootstrap, "group.id": "bench", "enable.partition.eof": False}
 
 
 def by_columns(bootstrap: str, topic: str) -> Iterator[Columns]:
+    from unskew.pipelines.kafka.fetching import Fetcher
+
     fetcher = Fetcher(settings(bootstrap), 10_000, print)
     for partition in range(N_PARTITIONS):
         fetcher.assign(topic, partition, 0)
@@ -113,14 +118,32 @@ def send(broker: EmbeddedBroker, topic: str, n_records: int, n_headers: int) -> 
     assert producer.flush(60) == 0
 
 
+def opened(broker: EmbeddedBroker, n_partitions: int) -> float:
+    """Return the seconds that a source takes to open a topic without records."""
+    broker.create_topic("quiet", n_partitions)
+    (stream,) = the_plan("quiet", partitioned=True).streams.values()
+    options = SourceOptions(bootstrap=broker.bootstrap, group="bench", idle="none", stop=threading.Event())
+    begin = time.monotonic()
+    source = KafkaSource(stream, options)
+    for name in source.list_parts():
+        source.build_part("bench", name, None)
+    spent = time.monotonic() - begin
+    source.close()
+    return spent
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=400_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--headers", type=int, default=0, help="headers of each record")
+    parser.add_argument("--partitions", type=int, default=100, help="of a quiet topic that is opened")
     options = parser.parse_args()
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     with EmbeddedBroker() as broker:
+        print(f"{options.partitions} quiet partitions are open after {opened(broker, options.partitions):.2f} s")
+        if not options.records:
+            return
         send(broker, "few", 4_000, options.headers)
         one, other = (content(way, broker.bootstrap, "few", 4_000) for way in WAYS.values())
         assert [each[:5] for each in one] == [each[:5] for each in other]

@@ -16,7 +16,6 @@ import polars as pl
 
 from unskew.pipelines import run as pipeline
 from unskew.pipelines.deployment import Deployment
-from unskew.pipelines.kafka.blobs import Blobs
 from unskew.pipelines.state.journal import Fact, Journal
 
 SCHEMA = {
@@ -185,6 +184,7 @@ def turns(n_records: int, n_partitions: int = 1, *, n_turns: int) -> Iterator[li
     ``n_records``: of each turn, all partitions together; without any, every partition has a poll with its clock alone.
     """
     from unskew.demo.encode import encode
+    from unskew.pipelines.kafka.blobs import Blobs
     from unskew.pipelines.kafka.poll import Poll
 
     random = np.random.default_rng(0)
