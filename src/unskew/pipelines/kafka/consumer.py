@@ -200,9 +200,9 @@ class TopicReader:
     ones after those of ``known``; ``origins`` maps each number to topic and partition. The thread asks for the ends of
     partitions, and checks whether topics were deleted and created again, and whether partitions or topics were added;
     then it calls ``on_added`` with their number. ``known``: what an earlier run read. ``adopt_ids``: topics with other
-    ids are the same ones. ``stop``: once it is set, nothing waits for a
-    broker that does not answer. Raises ``StoreUnavailable`` if the broker does not answer within ``timeout_s`` or does
-    not have the topic, ``LayoutError`` if its topics are not the ones known.
+    ids are the same ones. ``stop``: once it is set, nothing waits for a broker that does not answer. Raises
+    ``StoreUnavailable`` if the broker does not answer within ``timeout_s`` or does not have the topic, ``LayoutError``
+    if its topics are not the ones known.
 
     ``retries``: how often the broker did not answer the thread. ``away_s``: for how long it has not.
     """
