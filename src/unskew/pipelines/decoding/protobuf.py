@@ -118,15 +118,12 @@ class Messages:
     ) -> Read:
         """Return columns of the stream; see ``Reads``. Messages of other types are neither read nor refused."""
         numbers: dict[tuple[int, ...] | None, int] = {}
-        choices, bodies = np.empty(len(values), np.int64), []
-        for at, value in enumerate(values):
-            index, body = _opened(value or b"")
-            choices[at] = numbers.setdefault(index, len(numbers))
-            bodies.append(body)
+        opened = [_opened(value or b"") for value in values]
+        choices = np.array([numbers.setdefault(index, len(numbers)) for index, _ in opened], np.int64)
+        lengths = np.array([len(body) for _, body in opened], np.int64)
+        bodies = Blobs.cut(values.data, values.edges[1:] - lengths, lengths)
         indices = list(numbers)
-        return read_by_choice(
-            choices, lambda number: self._way(indices[number]), rows, Blobs.of(bodies), reasons, accepted
-        )
+        return read_by_choice(choices, lambda number: self._way(indices[number]), rows, bodies, reasons, accepted)
 
     def _way(self, index: tuple[int, ...] | None) -> Reads | Rejection | None:
         name = self._types.name_at(index)
