@@ -1,8 +1,10 @@
 """Records as columns are those that confluent_kafka gives as messages."""
 
 import ctypes
+import pickle
 import random
 import sys
+import threading
 import time
 import uuid
 from pathlib import Path
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 from unskew.features.errors import StoreUnavailable
 from unskew.pipelines.kafka import librdkafka
 from unskew.pipelines.kafka.blobs import Blobs
+from unskew.pipelines.kafka.consumer import TopicReader
 from unskew.pipelines.kafka.fetching import Fetcher
 from unskew.pipelines.kafka.headers import Headers
 from unskew.pipelines.kafka.watermarks import watermarks
@@ -256,6 +259,129 @@ def test_memory_does_not_grow_with_what_was_taken(broker, fetcher, topics):
 
     # 20 times 10 MB were taken.
     assert resident() - before < 60_000_000
+
+
+def test_long_records_are_taken_a_few_at_a_time(broker, fetcher, topics):
+    """Nothing else of the process runs meanwhile."""
+    topic = topics[0]
+    producer = Producer({"bootstrap.servers": broker.bootstrap, "linger.ms": 200})
+    fetcher.assign(topic, 0, 0)
+    producer.produce(topic, bytes(100_000), partition=0)
+    assert producer.flush(30) == 0
+    by_columns(fetcher, 1, 1)
+    for _ in range(100):
+        producer.produce(topic, bytes(100_000), partition=0)
+    assert producer.flush(30) == 0
+
+    taken = []
+    until = time.monotonic() + 30
+    while sum(taken) < 100 and time.monotonic() < until:
+        one = fetcher.take(1_000)
+        assert one.all_there_was or len(one.offsets) > 1
+        taken.append(len(one.offsets))
+
+    assert sum(taken) == 100
+    assert max(taken) <= 11
+
+
+@pytest.fixture
+def reader_of():
+    opened = []
+
+    def open_reader(broker, topic):
+        opened.append(
+            TopicReader(
+                [topic],
+                broker.bootstrap,
+                "group",
+                stop=threading.Event(),
+                timeout_s=30,
+                check_partitions_s=60,
+                on_added=print,
+                known=None,
+                adopt_ids=False,
+                config={},
+            )
+        )
+        return opened[-1]
+
+    yield open_reader
+    for reader in opened:
+        reader.close()
+
+
+def test_a_part_of_what_was_taken_does_not_keep_the_memory_of_the_rest(broker, topics, reader_of):
+    produce(broker, [topics[0]], 200)
+    reader = reader_of(broker, topics[0])
+    for partition in range(N_PARTITIONS):
+        reader.add(partition, 0)
+    together, n_records = [], 0
+    until = time.monotonic() + 30
+    while n_records < 200 and time.monotonic() < until:
+        # All of them are there, so that they are taken together.
+        time.sleep(0.5)
+        pieces = [piece for _, piece in reader.consume(1_000).pieces]
+        n_records += sum(map(len, pieces))
+        together += pieces if len(pieces) > 1 else []
+
+    def owned(array):
+        while isinstance(array.base, np.ndarray):
+            array = array.base
+        return array.nbytes
+
+    assert together
+    for piece in together:
+        for blobs in (piece.keys, piece.values, piece.headers.blobs):
+            assert owned(blobs.data) == blobs.data.nbytes
+            assert owned(blobs.sizes) == blobs.sizes.nbytes
+        for numbers in (piece.offsets, piece.kinds, piece.stamps_ms):
+            assert owned(numbers) == numbers.nbytes
+
+
+def test_a_topic_that_no_broker_can_have_is_refused(fetcher):
+    with pytest.raises(KafkaException) as refused:
+        fetcher.assign("x" * 600, 0, 0)
+
+    assert refused.value.args[0].code() == KafkaError._INVALID_ARG
+
+
+def test_watermarks_that_a_broker_does_not_answer_are_an_error(own_broker):
+    own_broker.create_topic("topic", 2)
+    admin = AdminClient({"bootstrap.servers": own_broker.bootstrap})
+    origins = [("topic", 0), ("topic", 1)]
+    assert watermarks(admin, origins, 10, {}) == dict.fromkeys(origins, (0, 0))
+    own_broker.pause()
+
+    with pytest.raises(KafkaException) as late:
+        watermarks(admin, origins, 1, {})
+
+    own_broker.resume()
+    assert late.value.args[0].code() == KafkaError._TIMED_OUT
+
+
+@pytest.mark.parametrize("what", ["starts again", "hangs"])
+def test_watermarks_are_asked_for_until_the_broker_answers(own_broker, reader_of, what):
+    own_broker.create_topic("topic", 2)
+    producer = Producer({"bootstrap.servers": own_broker.bootstrap})
+    producer.produce("topic", b"value", partition=1)
+    assert producer.flush(30) == 0
+    reader = reader_of(own_broker, "topic")
+    assert reader.watermarks([0, 1]) == {0: (0, 0), 1: (0, 1)}
+    if what == "hangs":
+        own_broker.pause()
+        threading.Timer(3, own_broker.resume).start()
+    else:
+        own_broker.kill()
+        own_broker.start()
+
+    assert reader.watermarks([0, 1]) == {0: (0, 0), 1: (0, 1)}
+
+
+def test_byte_strings_cannot_be_written_to_in_another_process_either():
+    again = pickle.loads(pickle.dumps(Blobs.of([b"ab", None])))
+
+    assert list(again) == [b"ab", None]
+    assert not again.data.flags.writeable
 
 
 HEADERS = st.lists(st.none() | st.lists(st.tuples(st.text(max_size=4), st.none() | st.binary(max_size=5)), max_size=3))

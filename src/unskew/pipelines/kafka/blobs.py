@@ -1,7 +1,7 @@
 """Keys and values of records as one array of bytes: from Kafka to columns, none of them is a Python object."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -101,6 +101,14 @@ class Blobs(Sequence[bytes | None]):
         if (self.sizes >= 0).all():
             return items
         return (None if size < 0 else item for size, item in zip(self.sizes.tolist(), items, strict=True))
+
+    @override
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Blobs, (self.data, self.sizes)
+
+    def copied(self) -> "Blobs":
+        """Return the same items in memory of their own."""
+        return Blobs(self.data.copy(), self.sizes.copy())
 
     def at(self, rows: npt.NDArray[np.int64]) -> "Blobs":
         """Return the items at some places, in their order."""

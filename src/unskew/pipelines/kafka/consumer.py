@@ -62,8 +62,13 @@ _CLOSE_S = 3.0
 
 # librdkafka's local error codes begin with an underscore, but they are public.
 _OUT_OF_RANGE = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}  # noqa: SLF001
-# Errors while a partition has just been created or moves to another broker.
-_PASSING = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
+# Errors while a partition has just been created, or moves to another broker and the client does not know that yet.
+_PASSING = {
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+}
 # librdkafka begins to read a partition in a thread of its own: a seek comes before that, or while it happens.
 _NOT_BEGUN = frozenset({KafkaError._STATE, KafkaError._OUTDATED})  # noqa: SLF001
 _BROKER_LOST = {KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._TIMED_OUT}  # noqa: SLF001
@@ -123,6 +128,18 @@ class Records:
             self.epoch,
         )
 
+    def copied(self) -> "Records":
+        """Return the same records in memory of their own."""
+        return Records(
+            self.offsets.copy(),
+            self.kinds.copy(),
+            self.stamps_ms.copy(),
+            self.keys.copied(),
+            self.values.copied(),
+            Headers(self.headers.blobs.copied()),
+            self.epoch,
+        )
+
     def at(self, rows: npt.NDArray[np.int64]) -> "Records":
         """Return the records of chosen ``rows``."""
         return Records(
@@ -167,7 +184,8 @@ def _pieces(taken: Taken, partitions: npt.NDArray[np.int64]) -> Iterator[tuple[i
             taken.headers,
             None if epoch < 0 else epoch,
         )
-        yield int(partitions[first]), every if len(edges) == 2 else every.part(slice(first, after))
+        # A part that waits for long must not keep the memory of all that came with it.
+        yield int(partitions[first]), every if len(edges) == 2 else every.part(slice(first, after)).copied()
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,9 +276,9 @@ class TopicReader:
         # Records of open transactions count for it, because they may still be committed.
         callbacks = {"error_cb": self._on_error, "on_commit": self._on_commit}
         self._asker = Consumer({**ours, "isolation.level": "read_uncommitted", **callbacks})
-        self._fetcher = Fetcher(ours, _AT_ONCE, self._on_error)
         # Connects with the first request only.
         self._admin = AdminClient({"log_level": 2, **config, "bootstrap.servers": bootstrap})
+        self._fetcher = Fetcher(ours, _AT_ONCE, self._on_error)
         try:
             found = self._find(timeout_s)
             if known is not None:
@@ -351,22 +369,19 @@ class TopicReader:
         ends: list[tuple[int, int]] = []
         left = limit
         while left > 0:
-            taken, self._awaited = self._awaited, None
-            all_there_was = False
-            if taken is None:
-                taken = self._fetcher.take(left)
-                all_there_was = taken.n_messages < min(left, _AT_ONCE)
+            awaited, self._awaited = self._awaited, None
+            taken = self._fetcher.take(left) if awaited is None else awaited
             self.check()
             left -= taken.n_messages
-            # librdkafka delivers errors as messages.
-            ends += [(self._number_of[topic, partition], offset) for topic, partition, offset in taken.ends]
-            for fault in taken.faults:
-                self._note_fault(fault)
             pieces.extend(_pieces(taken, self._numbers(taken)))
             if self._refusals:
                 for partition, _ in pieces:
                     self._refusals.pop(partition, None)
-            if all_there_was:
+            # librdkafka delivers errors as messages.
+            ends += [(self._number_of[topic, partition], offset) for topic, partition, offset in taken.ends]
+            for fault in taken.faults:
+                self._note_fault(fault)
+            if taken.all_there_was and awaited is None:
                 return Fetched(pieces, ends, all_there_was=True)
         return Fetched(pieces, ends, all_there_was=False)
 

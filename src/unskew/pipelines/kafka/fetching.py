@@ -63,6 +63,7 @@ class Taken:
 
     ``topics``: see ``Fetcher.topic_of``. ``kinds``: Kafka's timestamp types. ``epochs``: leader epochs, -1 if the
     broker gave none. ``ends``: topic, partition and offset of the ends of partitions that were reached.
+    ``all_there_was``: true if nothing more had been fetched.
     """
 
     topics: npt.NDArray[np.int64]
@@ -76,6 +77,7 @@ class Taken:
     headers: Headers
     ends: Sequence[tuple[str, int, int]]
     faults: Sequence[Fault]
+    all_there_was: bool
 
     @property
     def n_messages(self) -> int:
@@ -83,6 +85,9 @@ class Taken:
         return len(self.offsets) + len(self.ends) + len(self.faults)
 
 
+_MOST_BYTES = 1 << 20
+"""So many bytes are taken at once, if records are as long as those before."""
+_FIRST = 500
 _NO_NUMBERS = np.empty(0, np.int64)
 _NOTHING = Taken(
     topics=_NO_NUMBERS,
@@ -96,6 +101,7 @@ _NOTHING = Taken(
     headers=Headers(NO_BLOBS),
     ends=(),
     faults=(),
+    all_there_was=True,
 )
 
 
@@ -117,6 +123,8 @@ class Fetcher:
         self._library.rd_kafka_poll_set_consumer(self._handle)
         self._topics: dict[int, str] = {}
         self._most = most
+        # The mean length of the records that were taken last.
+        self._mean_bytes = _MOST_BYTES // _FIRST
         # The addresses of records, and those of what came in their place.
         self._messages = np.empty((2, most), np.int64)
         self._columns = np.empty((_N_COLUMNS, most + 1), np.int64)
@@ -140,7 +148,9 @@ class Fetcher:
         """Begin to fetch a partition from an offset on."""
         if topic not in self._topics.values():
             # While this is held, no other topic can have the same address.
-            held = self._library.rd_kafka_topic_new(self._open, topic.encode(), None)
+            held = self._quick.rd_kafka_topic_new(self._open, topic.encode(), None)
+            if held is None:
+                self._check_code(self._quick.rd_kafka_last_error())
             self._topics[held] = topic
         with _places(topic, partition, offset) as (places, _):
             self._check(self._library.rd_kafka_incremental_assign(self._open, places))
@@ -185,12 +195,14 @@ class Fetcher:
         return self._topics[address]
 
     def take(self, limit: int, timeout_s: float = 0.0) -> Taken:
-        """Take up to ``limit`` messages; wait for so many, or for a time."""
+        """Take up to ``limit`` messages, fewer if they are long; wait for so many, or for a time.
+
+        Long ones are taken a few at a time, because nothing else of the process runs meanwhile.
+        """
         _ = self._open
+        wanted = max(min(limit, self._most, _MOST_BYTES // self._mean_bytes), 1)
         library = self._library if timeout_s else self._quick
-        count = library.rd_kafka_consume_batch_queue(
-            self._queue, int(timeout_s * 1000), self._messages_at, min(limit, self._most)
-        )
+        count = library.rd_kafka_consume_batch_queue(self._queue, int(timeout_s * 1000), self._messages_at, wanted)
         if count <= 0:
             return _NOTHING
         _look(self._words, count)
@@ -199,6 +211,8 @@ class Fetcher:
         ends, faults = self._errors(n_errors) if n_errors else ((), ())
         n_keys, n_values, n_headers = columns[_KEY_EDGES:, n_records].tolist()
         octets = np.empty(n_keys + n_values + n_headers, np.uint8)
+        if n_records:
+            self._mean_bytes = len(octets) // n_records + 1
         _keep(self._words, columns, octets)
         octets.flags.writeable = False
         numbers, edges = columns[:_KEY_EDGES, :n_records], columns[_KEY_EDGES:]
@@ -214,6 +228,7 @@ class Fetcher:
             Headers(Blobs(octets[n_keys + n_values :], numbers[_HEADER_SIZES], edges[2])),
             ends,
             faults,
+            count < wanted,
         )
 
     def _errors(self, count: int) -> tuple[list[tuple[str, int, int]], list[Fault]]:

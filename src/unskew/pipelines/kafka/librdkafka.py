@@ -72,6 +72,7 @@ _FUNCTIONS: Mapping[str, tuple[Any, tuple[Any, ...]]] = {
     "rd_kafka_destroy": (None, (c_void_p,)),
     "rd_kafka_destroy_flags": (None, (c_void_p, c_int)),
     "rd_kafka_err2str": (c_char_p, (c_int,)),
+    "rd_kafka_last_error": (c_int, ()),
     "rd_kafka_fatal_error": (c_int, (c_void_p, c_char_p, c_size_t)),
     "rd_kafka_poll_set_consumer": (c_int, (c_void_p,)),
     "rd_kafka_queue_get_consumer": (c_void_p, (c_void_p,)),

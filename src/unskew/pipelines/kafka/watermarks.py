@@ -18,7 +18,7 @@ Origin = tuple[str, int]
 def watermarks(
     client: AdminClient, origins: Sequence[Origin], timeout_s: float, config: Mapping[str, Any]
 ) -> dict[Origin, tuple[int, int]]:
-    """Return the low and the high watermark of partitions. Raises ``KafkaException``.
+    """Return the low and the high watermark of partitions. Raises ``KafkaException``, also if a broker did not answer.
 
     ``config``: the consumer's settings: by default, the high watermark comes before what open transactions wrote.
     """
@@ -28,7 +28,11 @@ def watermarks(
         isolation = IsolationLevel.READ_COMMITTED
     low = offsets(client, origins, OffsetSpec.earliest(), timeout_s, isolation)
     high = offsets(client, origins, OffsetSpec.latest(), timeout_s, isolation)
-    return {origin: (low[origin].offset, high[origin].offset) for origin in origins}
+    found = {origin: (low[origin].offset, high[origin].offset) for origin in origins}
+    # The client answers so if the broker does not within the time.
+    if any(min(between) < 0 for between in found.values()):
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT))  # noqa: SLF001 - public
+    return found
 
 
 def offsets(
