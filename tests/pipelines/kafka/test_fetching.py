@@ -262,7 +262,7 @@ def test_memory_does_not_grow_with_what_was_taken(broker, fetcher, topics):
 
 
 def test_long_records_are_taken_a_few_at_a_time(broker, fetcher, topics):
-    """Nothing else of the process runs meanwhile."""
+    """Other threads wait meanwhile."""
     topic = topics[0]
     producer = Producer({"bootstrap.servers": broker.bootstrap, "linger.ms": 200})
     fetcher.assign(topic, 0, 0)

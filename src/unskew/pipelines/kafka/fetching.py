@@ -1,7 +1,8 @@
 """Records as librdkafka fetched them, as columns: what its ``consume_batch`` gives is taken apart by compiled code.
 
 A message is a structure of the library, which owns what that points to. ``_look`` notes what messages hold, ``_keep``
-copies their bytes and gives them back. Both take less time than it takes to get Python's lock again, so they keep it.
+copies their bytes and gives them back. Few messages take less time than it takes to get Python's lock again, so both
+keep it, and ``take`` sees to it that the bytes are not many.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -150,7 +151,7 @@ class Fetcher:
             # While this is held, no other topic can have the same address.
             held = self._quick.rd_kafka_topic_new(self._open, topic.encode(), None)
             if held is None:
-                self._check_code(self._quick.rd_kafka_last_error())
+                raise KafkaException(KafkaError(self._quick.rd_kafka_last_error()))
             self._topics[held] = topic
         with _places(topic, partition, offset) as (places, _):
             self._check(self._library.rd_kafka_incremental_assign(self._open, places))
@@ -197,7 +198,7 @@ class Fetcher:
     def take(self, limit: int, timeout_s: float = 0.0) -> Taken:
         """Take up to ``limit`` messages, fewer if they are long; wait for so many, or for a time.
 
-        Long ones are taken a few at a time, because nothing else of the process runs meanwhile.
+        Long ones are taken a few at a time, because Python's lock is kept meanwhile.
         """
         _ = self._open
         wanted = max(min(limit, self._most, _MOST_BYTES // self._mean_bytes), 1)
@@ -288,7 +289,7 @@ class Fetcher:
 @contextmanager
 def _places(topic: str, partition: int, offset: int = OFFSET_INVALID) -> Iterator[tuple[Any, Any]]:
     """Yield the library's list of one partition, and its only element."""
-    lib = library()
+    lib = library(quick=True)
     places = lib.rd_kafka_topic_partition_list_new(1)
     try:
         place = lib.rd_kafka_topic_partition_list_add(places, topic.encode(), partition)
