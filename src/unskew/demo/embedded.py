@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from confluent_kafka import KafkaException
+
 from unskew.features.errors import StoreUnavailable
 from unskew.features.extras import needed
 from unskew.pipelines.kafka.librdkafka import PRODUCER, client, library
@@ -75,7 +77,10 @@ class EmbeddedBroker:
 
     def _start(self, answers_within_s: float) -> Self:
         # The owning handle produces nothing, has no brokers, and would complain on stderr.
-        self._handle = client(PRODUCER, {"log_level": 0})
+        try:
+            self._handle = client(PRODUCER, {"log_level": 0})
+        except KafkaException as error:
+            raise StoreUnavailable(f"The embedded broker did not start: {error.args[0].str()}") from error
         # A signal that interrupts the poll of the cluster's thread ends the broker. The thread inherits this mask.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:

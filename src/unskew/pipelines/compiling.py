@@ -50,9 +50,9 @@ from unskew.features.shard_state import new_rows, new_state
 from unskew.features.text_buffers import _hash_keys, _write_heads, read_only
 from unskew.pipelines.decoding.avro_walk import _branches, _check, _cut, _walk
 from unskew.pipelines.decoding.columns import _read_decimals
-from unskew.pipelines.decoding.decoder import _find_last
 from unskew.pipelines.kafka.blobs import _cut as _cut_out
 from unskew.pipelines.kafka.fetching import _keep, _look
+from unskew.pipelines.kafka.headers import _find_last
 from unskew.sinks.redis.resp_bytes import write_rows
 
 _LOOK_S = 0.1

@@ -29,7 +29,7 @@ def looked_for_rarely() -> Iterator[None]:
 def keep_what_is_there() -> None:
     """Let no later search look at the objects that there are now, because they stay for as long as the process runs.
 
-    The newest are searched first; a search among all would make the flow wait a hundred times as long.
+    Only the newer ones are searched first: a search among all would make the flow wait far longer.
     """
     gc.collect(1)
     gc.freeze()

@@ -397,13 +397,17 @@ def test_headers_in_one_array_are_those_of_a_list(items, data):
     assert list(headers[cut]) == items[cut]
     assert list(headers.at(np.arange(len(items))[::-1])) == items[::-1]
     assert list(Headers.joined([headers, Headers.none(2), headers])) == [*items, None, None, *items]
+    for name in {"", "a", *(name for item in items for name, _ in item or ())}:
+        assert list(headers.last(name)) == [dict(item or ()).get(name) for item in items]
 
 
 def test_headers_with_a_name_that_is_not_text_are_not_known():
     (named,) = Headers.of([[("good", b"1"), ("ab", b"2")]]).blobs
     bad = named.replace(b"ab", b"\xc3(")
 
-    assert list(Headers(Blobs.of([named, bad]))) == [[("good", b"1"), ("ab", b"2")], None]
+    headers = Headers(Blobs.of([named, bad]))
+    assert list(headers) == [[("good", b"1"), ("ab", b"2")], None]
+    assert list(headers.last("good")) == [b"1", None]
 
 
 @pytest.mark.parametrize("path", ["no-such-library.so", "without functions"])

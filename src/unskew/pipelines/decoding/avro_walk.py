@@ -18,7 +18,7 @@ import polars as pl
 
 from unskew.features.definitions.avro_schema import AvroField, avro_fields
 from unskew.features.jit import compiled, inlined
-from unskew.pipelines.decoding.utf8 import is_utf8
+from unskew.features.text_buffers import is_utf8
 from unskew.pipelines.kafka.blobs import Blobs
 from unskew.pipelines.kafka.poll import FRAME_BYTES
 
@@ -269,11 +269,10 @@ class Branches:
         lengths = values.lengths
         branches, begins, ends = np.empty((3, len(values)), np.int64)
         _branches(values.data, lengths, *self._types, branches, begins, ends)
-        kept = np.ones(len(values.data), np.bool_)
-        for shift in range(int((ends - begins).max(initial=0))):
-            places = begins + shift
-            kept[(values.edges[:-1] + places)[places < ends]] = False
-        return branches, Blobs(values.data[kept], lengths - (ends - begins))
+        # Of each message what lies before the number, then what lies after it.
+        places = np.stack((values.edges[:-1], values.edges[:-1] + ends), axis=1).ravel()
+        parts = Blobs.cut(values.data, places, np.stack((begins, lengths - ends), axis=1).ravel())
+        return branches, Blobs(parts.data, lengths - (ends - begins))
 
 
 def varint(number: int) -> bytes:

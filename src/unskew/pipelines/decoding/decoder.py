@@ -11,15 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from unskew.features.jit import compiled, inner
 from unskew.features.plan import StreamPlan
 from unskew.features.rejection import Kind, Rejection, clear
 from unskew.features.time import format_duration
 from unskew.pipelines.decoding.columns import Refusals, texts
 from unskew.pipelines.decoding.conversions import converted
-from unskew.pipelines.decoding.utf8 import is_utf8
 from unskew.pipelines.kafka.blobs import Blobs
-from unskew.pipelines.kafka.headers import PART_BYTES, Header, Headers
+from unskew.pipelines.kafka.headers import Header, Headers
 from unskew.pipelines.kafka.poll import Poll
 from unskew.sinks.tables.kinds import DEAD_LETTER_SCHEMA
 
@@ -365,47 +363,4 @@ def _header_column(column: str, header: str, poll: Poll, rows: npt.NDArray[np.in
     """Return the last header of a name, which is UTF-8 text; null if there is none."""
     if poll.headers is None:
         return pl.Series(column, [None] * len(rows), dtype=pl.String)
-    all_of_them = poll.headers.blobs.at(rows)
-    begins, sizes = np.empty((2, len(rows)), np.int64)
-    _find_last(all_of_them.data, all_of_them.edges, np.frombuffer(header.encode(), np.uint8), begins, sizes)
-    found = Blobs.cut(all_of_them.data, begins, sizes)
-    return texts(found.series(column), refusals, "header", f"the header {header!r}")
-
-
-@compiled()
-def _find_last(
-    data: npt.NDArray[np.uint8],
-    edges: npt.NDArray[np.int64],
-    wanted: npt.NDArray[np.uint8],
-    begins: npt.NDArray[np.int64],
-    sizes: npt.NDArray[np.int64],
-) -> None:
-    """Note where the last header of a name lies in the headers of each record, and its length; -1 if it has no value.
-
-    It is also -1 if a name is not UTF-8, as for whoever reads all headers.
-    """
-    for row in range(len(sizes)):
-        begins[row], sizes[row] = 0, -1
-        at, end = edges[row], edges[row + 1]
-        while at < end:
-            n_name, n_value = _int_at(data, at), _int_at(data, at + 4)
-            at += PART_BYTES
-            if not is_utf8(data, at, at + n_name):
-                sizes[row] = -1
-                break
-            same = n_name == len(wanted)
-            for place in range(len(wanted) if same else 0):
-                same &= data[at + place] == wanted[place]
-            at += n_name
-            if same:
-                begins[row], sizes[row] = at, n_value
-            at += max(n_value, 0)
-
-
-@inner()
-def _int_at(data: npt.NDArray[np.uint8], at: int) -> np.int64:
-    """Return a 32-bit number, lowest byte first."""
-    number = np.int64(0)
-    for place in range(4):
-        number |= np.int64(data[at + place]) << 8 * place
-    return number - ((number >> 31) << 32)
+    return texts(poll.headers.at(rows).last(header).series(column), refusals, "header", f"the header {header!r}")

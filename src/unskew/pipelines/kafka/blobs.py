@@ -36,8 +36,6 @@ class Blobs(Sequence[bytes | None]):
     @classmethod
     def of(cls, items: Iterable[bytes | None]) -> "Blobs":
         """Return byte strings that are Python objects."""
-        if isinstance(items, Blobs):
-            return items
         all_of_them = list(items)
         sizes = np.array([-1 if item is None else len(item) for item in all_of_them], np.int64)
         return cls(np.frombuffer(b"".join(item or b"" for item in all_of_them), np.uint8), sizes)

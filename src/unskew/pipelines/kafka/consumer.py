@@ -291,13 +291,13 @@ class TopicReader:
         self.n_partitions = len(self.origins)
         self._number_of = {origin: number for number, origin in enumerate(self.origins)}
         # By topic, the numbers of its partitions.
-        self._numbers_of: dict[str, npt.NDArray[np.int64]] = {}
-        for topic, _ in self.origins:
-            if topic not in self._numbers_of:
-                width = 1 + max(partition for other, partition in self.origins if other == topic)
-                self._numbers_of[topic] = np.full(width, -1, np.int64)
+        by_topic: dict[str, dict[int, int]] = {}
         for number, (topic, partition) in enumerate(self.origins):
-            self._numbers_of[topic][partition] = number
+            by_topic.setdefault(topic, {})[partition] = number
+        self._numbers_of = {
+            topic: np.array([numbers.get(partition, -1) for partition in range(1 + max(numbers))], np.int64)
+            for topic, numbers in by_topic.items()
+        }
         self._watcher = threading.Thread(target=self._watch, name=f"unskew-kafka-{topics[0]}", daemon=True)
         self._watcher.start()
 

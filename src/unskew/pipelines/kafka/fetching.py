@@ -22,9 +22,9 @@ from numba.extending import intrinsic
 from unskew.features.jit import array_at, compiled, inner
 from unskew.pipelines.kafka.blobs import NO_BLOBS, Blobs
 from unskew.pipelines.kafka.headers import PART_BYTES, Headers
-from unskew.pipelines.kafka.librdkafka import AT_ONCE, CONSUMER, ON_ERROR, Message, address_of, client, library
+from unskew.pipelines.kafka.librdkafka import CONSUMER, NO_LEAVING, ON_ERROR, Message, address_of, client, library
 
-END_OF_PARTITION = KafkaError._PARTITION_EOF  # noqa: SLF001 - local error codes begin with an underscore, but are public
+_END_OF_PARTITION = KafkaError._PARTITION_EOF  # noqa: SLF001 - local error codes begin with an underscore, but are public
 _FATAL = KafkaError._FATAL  # noqa: SLF001
 
 _ERR: Final = Message.err.offset
@@ -99,7 +99,7 @@ _NOTHING = Taken(
     epochs=_NO_NUMBERS,
     keys=NO_BLOBS,
     values=NO_BLOBS,
-    headers=Headers(NO_BLOBS),
+    headers=Headers.none(0),
     ends=(),
     faults=(),
     all_there_was=True,
@@ -240,7 +240,7 @@ class Fetcher:
             topic = "" if message.rkt is None else self._topics.get(message.rkt)
             if topic is None:
                 topic = self._library.rd_kafka_topic_name(message.rkt).decode()
-            if message.err == END_OF_PARTITION:
+            if message.err == _END_OF_PARTITION:
                 ends.append((topic, message.partition, message.offset))
                 continue
             text = string_at(message.payload, message.len).decode(errors="replace") if message.payload else None
@@ -255,7 +255,7 @@ class Fetcher:
         self._library.rd_kafka_queue_destroy(self._queue)
         for held in self._topics:
             self._library.rd_kafka_topic_destroy(held)
-        self._library.rd_kafka_destroy_flags(handle, AT_ONCE)
+        self._library.rd_kafka_destroy_flags(handle, NO_LEAVING)
 
     @property
     def _open(self) -> int:
@@ -322,31 +322,17 @@ def _caller(result: Any, *kinds: Any) -> Any:
     return intrinsic(call)
 
 
-def _load(_typing: Any, address: Any) -> Any:
-    """Return the word at an address."""
+def _loader(kind: Any, extended: str) -> Any:
+    """Return what returns the number at an address as a word; ``extended``: zext or sext."""
 
-    def generate(_context: Any, builder: Any, _signature: Any, given: Any) -> Any:
-        return builder.load(builder.inttoptr(given[0], _WORD.as_pointer()))
+    def load(_typing: Any, address: Any) -> Any:
+        def generate(_context: Any, builder: Any, _signature: Any, given: Any) -> Any:
+            number = builder.load(builder.inttoptr(given[0], kind.as_pointer()))
+            return number if kind is _WORD else getattr(builder, extended)(number, _WORD)
 
-    return types.int64(address), generate
+        return types.int64(address), generate
 
-
-def _load_int(_typing: Any, address: Any) -> Any:
-    """Return the 32-bit number at an address."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, given: Any) -> Any:
-        return builder.sext(builder.load(builder.inttoptr(given[0], _INT.as_pointer())), _WORD)
-
-    return types.int64(address), generate
-
-
-def _octet(_typing: Any, address: Any) -> Any:
-    """Return the byte at an address."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, given: Any) -> Any:
-        return builder.zext(builder.load(builder.inttoptr(given[0], ir.IntType(8).as_pointer())), _WORD)
-
-    return types.int64(address), generate
+    return intrinsic(load)
 
 
 def _copy(_typing: Any, array: Any, place: Any, address: Any, size: Any) -> Any:
@@ -361,9 +347,9 @@ def _copy(_typing: Any, array: Any, place: Any, address: Any, size: Any) -> Any:
     return types.none(array, place, address, size), generate
 
 
-word_at: Any = intrinsic(_load)
-int_at: Any = intrinsic(_load_int)
-octet_at: Any = intrinsic(_octet)
+word_at: Any = _loader(_WORD, "sext")
+int_at: Any = _loader(_INT, "sext")
+octet_at: Any = _loader(ir.IntType(8), "zext")
 copy_to: Any = intrinsic(_copy)
 timestamp_of: Any = _caller(_WORD, _WORD, _WORD)
 epoch_of: Any = _caller(_INT, _WORD)

@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import override
 
+from unskew.features.jit import compiled, inner
+from unskew.features.text_buffers import is_utf8
 from unskew.pipelines.kafka.blobs import Blobs
 
 Header = tuple[str, bytes | None]
@@ -62,6 +64,13 @@ class Headers(Sequence[Sequence[Header] | None]):
         """Return the headers of the records at some places."""
         return Headers(self.blobs.at(rows))
 
+    def last(self, name: str) -> Blobs:
+        """Return, for each record, the value of its last header of a name; None if it has none."""
+        blobs = self.blobs
+        begins, sizes = np.empty((2, len(blobs)), np.int64)
+        _find_last(blobs.data, blobs.edges, np.frombuffer(name.encode(), np.uint8), begins, sizes)
+        return Blobs.cut(blobs.data, begins, sizes)
+
 
 def _written(header: Header) -> bytes:
     name, value = header[0].encode(), header[1]
@@ -82,3 +91,42 @@ def _read(octets: bytes) -> list[Header] | None:
         found.append((name, None if n_value < 0 else octets[at : at + n_value]))
         at += max(n_value, 0)
     return found
+
+
+@compiled()
+def _find_last(
+    data: npt.NDArray[np.uint8],
+    edges: npt.NDArray[np.int64],
+    wanted: npt.NDArray[np.uint8],
+    begins: npt.NDArray[np.int64],
+    sizes: npt.NDArray[np.int64],
+) -> None:
+    """Note where the last header of a name lies in the headers of each record, and its length; -1 if it has no value.
+
+    It is also -1 if a name is not UTF-8, as for whoever reads all headers.
+    """
+    for row in range(len(sizes)):
+        begins[row], sizes[row] = 0, -1
+        at, end = edges[row], edges[row + 1]
+        while at < end:
+            n_name, n_value = _int_at(data, at), _int_at(data, at + 4)
+            at += PART_BYTES
+            if not is_utf8(data, at, at + n_name):
+                sizes[row] = -1
+                break
+            same = n_name == len(wanted)
+            for place in range(len(wanted) if same else 0):
+                same &= data[at + place] == wanted[place]
+            at += n_name
+            if same:
+                begins[row], sizes[row] = at, n_value
+            at += max(n_value, 0)
+
+
+@inner()
+def _int_at(data: npt.NDArray[np.uint8], at: int) -> np.int64:
+    """Return a 32-bit number, lowest byte first."""
+    number = np.int64(0)
+    for place in range(4):
+        number |= np.int64(data[at + place]) << 8 * place
+    return number - ((number >> 31) << 32)

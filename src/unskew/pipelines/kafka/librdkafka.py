@@ -17,7 +17,7 @@ from unskew.features.errors import StoreUnavailable
 
 PRODUCER, CONSUMER = 0, 1
 """``rd_kafka_type_t``"""
-AT_ONCE = 0x8
+NO_LEAVING = 0x8
 """Of ``rd_kafka_destroy_flags``: do not leave a group first."""
 _ERROR_BYTES = 512
 
