@@ -1,7 +1,7 @@
 """Measure the rebuild from an archive: in memory, as a backfill, and for labels beside a range join of DuckDB.
 
     python benchmarks/bench_rebuild.py [--events 2_000_000] [--entities 100_000] [--labels 20_000] [--runs 3]
-    python benchmarks/bench_rebuild.py --divided [--events 1_000_000]
+    python benchmarks/bench_rebuild.py --divided [--events 1_000_000] [--runs 3]
 
 Nine features over three windows (5 min, 1 h, 30 d); keys by Zipf's law (s = 1.1); four partitions, an event's arrival
 is its event time, and every tile leaves its window. One process and Polars with one thread, so events per second are
@@ -10,11 +10,12 @@ that of the first, which takes its memory from the system. The range join has on
 computes the same nine features for the same labels; both answers are compared, floats to 1e-9 because DuckDB's sums are
 rounded.
 
-With --divided, the view has eight shards, and the backfill is divided among processes as ``unskew backfill --cluster``
-divides it. Each share is computed by itself, one after the other, so what counts is the processor time of the longest
-share. Beside it, the parts that grow with the number of processes: what each process does for all events (read,
-evaluate, split; count the archive's events, and compute 1,000 entities again, for the seam check), and what an exchange
-over Bytewax would do in addition (pickle a slice and unpickle it).
+With --divided, the view has eight shards, and the backfill is divided among processes by the shards' events, as
+``unskew backfill --workers`` divides it, and by their names, as ``--cluster`` does. Each share is computed by itself,
+one after the other, so what counts is the processor time of the longest share: medians of several runs in turns. Beside
+it, the parts that grow with the number of processes: what each process does for all events (read, evaluate, split;
+count the archive's events, and compute 1,000 entities again, for the seam check), and what an exchange over Bytewax
+would do in addition (pickle a slice and unpickle it).
 """
 
 import os
@@ -45,6 +46,7 @@ from unskew.features.events import Events
 from unskew.features.plan import Plan, ViewPlan
 from unskew.pipelines.history.archive import Archive, columns_of
 from unskew.pipelines.history.backfill import Backfill, backfill
+from unskew.pipelines.history.dealing import dealt_by_events
 from unskew.pipelines.history.rebuild import pieces, rebuild, whole
 from unskew.pipelines.history.seam import SAMPLED, Seam
 from unskew.pipelines.routing import slices
@@ -156,7 +158,7 @@ def written(archive: Archive, view: ViewPlan, root: Path, shards: list[str], n_s
         changelogs.close()
 
 
-def divided(archive: Archive, view: ViewPlan, root: Path, n_events: int) -> None:
+def divided(archive: Archive, view: ViewPlan, root: Path, n_events: int, runs: int) -> None:
     evaluate = Evaluator(view)
 
     def split() -> list[Slice]:
@@ -182,16 +184,26 @@ def divided(archive: Archive, view: ViewPlan, root: Path, n_events: int) -> None
     print(f"| count its events | {count_s * 1e6 / n_events:.2f} |")
     print(f"| {len(keys):,} entities of one shard again | {again_s * 1e6 / n_events:.2f} |")
     print(f"| pickle and unpickle the slices | {exchange_s * 1e6 / n_events:.2f} |")
-    print("\n| processes | processor of the longest share, s | all shares, s | times one process |\n|---|---|---|---|")
-    alone_s = 0.0
-    for n_processes in (1, 2, 4, 8):
-        shares = []
-        for number in range(n_processes):
-            mine = [f"h{shard}" for shard in range(number, N_SHARDS, n_processes)]
-            folder = root / f"{number} of {n_processes}"
-            shares.append(timed(lambda: written(archive, view, folder, mine, N_SHARDS))[1])  # noqa: B023 - called at once
-        alone_s = alone_s or max(shares)
-        print(f"| {n_processes} | {max(shares):.1f} | {sum(shares):.1f} | {alone_s / max(shares):.1f} |", flush=True)
+
+    def share(mine: list[str]) -> float:
+        seconds = timed(lambda: written(archive, view, root / "share", mine, N_SHARDS))[1]
+        shutil.rmtree(root / "share")
+        return seconds
+
+    names = [f"h{shard}" for shard in range(N_SHARDS)]
+    deals = [("", [names])]
+    for n_processes in (2, 4, 8):
+        by_events = dealt_by_events(view, archive, whole(archive), names, N_SHARDS, n_processes)
+        deals += [("events", by_events), ("name", [names[number::n_processes] for number in range(n_processes)])]
+    found: list[list[list[float]]] = [[] for _ in deals]
+    for _ in range(runs):
+        for (_, shares), spent in zip(deals, found, strict=True):
+            spent.append([share(mine) for mine in shares])
+    print("\n| processes | dealt by | longest share, s | all shares, s | times one process |\n|---|---|---|---|---|")
+    for (way, shares), spent in zip(deals, found, strict=True):
+        longest, total = (float(np.median([of(one) for one in spent])) for of in (max, sum))
+        times = float(np.median([alone / max(one) for (alone,), one in zip(found[0], spent, strict=True)]))
+        print(f"| {len(shares)} | {way} | {longest:.1f} | {total:.1f} | {times:.2f} |")
 
 
 def main() -> None:
@@ -213,7 +225,7 @@ def main() -> None:
         events = write_archive(root / "archive", arguments.events, arguments.entities, arguments.days)
         archive = Archive.open(root / "archive", view.stream)
         if arguments.divided:
-            divided(archive, view, root, arguments.events)
+            divided(archive, view, root, arguments.events, arguments.runs)
             return
         print("| work | events/s of a core | first run | wall, s | rows of the log |\n|---|---|---|---|---|")
         in_kernel = 0.0

@@ -2,12 +2,11 @@
 
 ``unskew run`` then finishes the last stretch and goes on from there (``handover.py``).
 
-Shards share nothing while they are rebuilt, so they are dealt twice: among the processes of a cluster, each of which
-is started by itself, and among the processes that each of these starts on its machine. Each reads the archive and keeps
-its own shards. Log, seeds and state are those of the pipeline, so whichever process has a shard next goes on with it.
+Shards share nothing while they are rebuilt, so they are dealt twice (``dealing.py``): among the processes of a cluster,
+each of which is started by itself, and among the processes that each of these starts on its machine. Each reads the
+archive and keeps its own shards. Log, seeds and state are those of the pipeline, so whichever process has a shard next goes on with it.
 """
 
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from unskew.features.plan import ViewPlan
 from unskew.features.time import format_instant
 from unskew.pipelines.history.archive import Archive, Cut, Reached
 from unskew.pipelines.history.backfill import Backfill, backfill
+from unskew.pipelines.history.dealing import dealt, dealt_by_events
 from unskew.pipelines.history.seam import Seam
 from unskew.pipelines.history.side_by_side import has_parent, side_by_side
 from unskew.pipelines.kafka.consumer import Flag
@@ -103,7 +103,7 @@ def backfill_ahead(job: Ahead, stop: Flag, report: Callable[[str, int, int], Non
                     "that reads some of them (--partitions)"
                 )
             every = shard_names(view, held.partitions or range(n_partitions), held.n_hashes)
-            names = _dealt(view, every, len(job.cluster) or 1)[job.process]
+            names = dealt(view, every, len(job.cluster) or 1)[job.process]
             if not names:
                 continue
             leases.take(job.log, "--log", one_of, frozenset(f"{view.id}/{name}" for name in names))
@@ -168,7 +168,7 @@ def _one(
         since_us=job.from_us,
     )
     total = archive.most(end)
-    groups = [group for group in _dealt(view, names, min(job.workers, len(names))) if group]
+    groups = dealt_by_events(view, archive, end, names, n_hashes, job.workers)
     every = shard_names(view, range(n_partitions), n_hashes)
     with recorded_shards(root, every, frozenset(names), view=view):
         if len(groups) == 1:
@@ -224,23 +224,6 @@ def _not_before(
     if furthest.before is not None and archive.n_written(partition) == furthest.before + furthest.total:
         return replace(reached, offset=furthest.end)
     return reached
-
-
-def _dealt(view: ViewPlan, names: Sequence[str], n_processes: int) -> list[list[str]]:
-    """Return the shards of each process; those of one partition stay together, so that it is read once.
-
-    It rests on nothing but the view, so processes that do not know of each other deal alike. Views begin at different
-    processes: otherwise the first process would have all views of one shard.
-    """
-    by_unit: dict[str, list[str]] = {}
-    for name in names:
-        by_unit.setdefault(name.partition(".")[0] if view.partitioned else name, []).append(name)
-    units = list(by_unit.values())
-    first = zlib.crc32(view.id.encode()) % n_processes
-    return [
-        [name for unit in units[(at - first) % n_processes :: n_processes] for name in unit]
-        for at in range(n_processes)
-    ]
 
 
 def remove_backfill(view_id: str, state: Path, log: Path, owner: Owner) -> int:

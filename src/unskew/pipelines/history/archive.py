@@ -248,6 +248,18 @@ class Archive:
             else:
                 return
 
+    def first_of(self, file: TableFile, columns: Sequence[str], n_events: int) -> pl.DataFrame:
+        """Return the first events of a file, at most so many.
+
+        ``columns``: besides those of ``META``. Raises ``LayoutError`` for a file that is damaged or lacks a column, and
+        ``FileNotFoundError`` for one that compaction has removed meanwhile.
+        """
+
+        def read(ones: Sequence[TableFile]) -> pl.DataFrame:
+            return scanned([one.path for one in ones], self.stream, [*columns, *META]).head(n_events).collect()
+
+        return answer([file], lambda one: one.path, read)
+
     def offset_at(self, partition: int, instant_us: int) -> int:
         """Return the offset of a partition's first event that arrived at ``instant_us`` or later; past all if none."""
         day = day_of(instant_us)

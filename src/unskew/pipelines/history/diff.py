@@ -34,6 +34,7 @@ from unskew.pipelines.history.compared import (
     is_comparable,
     merged,
 )
+from unskew.pipelines.history.dealing import spread
 from unskew.pipelines.history.rebuild import Feed, closed_through, pieces
 from unskew.pipelines.history.side_by_side import side_by_side
 from unskew.pipelines.kafka.consumer import Flag
@@ -482,13 +483,14 @@ def _n_parts(job: _Job) -> int:
 def _parts(job: _Job, n_parts: int) -> list[_Job]:
     if not _by_partition(job):
         return [replace(job, hash=number, n_hashes=n_parts) for number in range(n_parts)]
-    partitions = sorted(job.ends[0])
-    parts = []
-    for at in range(n_parts):
-        mine = partitions[at::n_parts]
-        ends = [{partition: end[partition] for partition in mine} for end in job.ends]
-        parts.append(replace(job, ends=(ends[0], ends[1])))
-    return parts
+    weights = {partition: 1 + _only(job, [partition]).n_events for partition in sorted(job.ends[0])}
+    return [_only(job, mine) for mine in spread(weights, n_parts)]
+
+
+def _only(job: _Job, partitions: Sequence[int]) -> _Job:
+    """Return the part of a job that reads some partitions."""
+    one, other = ({partition: end[partition] for partition in partitions} for end in job.ends)
+    return replace(job, ends=(one, other))
 
 
 class _Side:
