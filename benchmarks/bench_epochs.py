@@ -10,7 +10,8 @@ it. ``--beside`` names the ``src`` folder of another checkout, which is measured
 
 The columns: *sources*, the time that the snapshots of all partitions took, before what they gave has passed through
 the flow; *stall*, the time from the first snapshot of a shard to the end of the last one of a sink, in which no event
-is processed; *thread*, the processor time of the flow's thread meanwhile; *fsyncs* and *files*, the calls that make
+is processed; *until input*, the time from the same instant until a source is next asked for
+records, with what Bytewax writes in between; *thread*, the processor time of the flow's thread during the stall; *fsyncs* and *files*, the calls that make
 something durable and the files that are created, in the flow's thread at an epoch's end, and all of the process from
 one end to the next; *processor*, the processor time of the whole process from one end to the next; *first*, the time
 from the start of the process to the end of its first epoch; *peak*, the most memory that it ever held. The last
@@ -82,6 +83,7 @@ class Watch:
         self._of_flow = [0, 0]
         self._in_sources_s = self._in_sources_of_end_s = 0.0
         self._began: list[float] | None = None
+        self._went_on_s = 0.0
         for name in ("fsync", "fdatasync"):
             setattr(os, name, self._counted(getattr(os, name)))
         sys.addaudithook(self._opened)
@@ -123,7 +125,15 @@ class Watch:
             self._in_sources_s += time.monotonic() - began_s
             return saved
 
+        next_batch = KafkaPartition.next_batch
+
+        def asked(partition: KafkaPartition) -> Any:
+            if self._began is not None and self._began[2] and not self._went_on_s:
+                self._went_on_s = time.monotonic()
+            return next_batch(partition)
+
         KafkaPartition.snapshot = timed  # type: ignore[method-assign]
+        KafkaPartition.next_batch = asked  # type: ignore[method-assign]
         Epochs.snapshot = watched  # type: ignore[method-assign,assignment]
         Epochs._finish = finished  # type: ignore[method-assign]  # noqa: SLF001
 
@@ -132,6 +142,7 @@ class Watch:
         if self._began is None:
             self._in_sources_of_end_s, self._in_sources_s = self._in_sources_s, 0.0
             self._began = [time.monotonic(), time.thread_time(), 0.0, 0.0]
+        self._went_on_s = 0.0
 
     def leave(self) -> None:
         assert self._began is not None
@@ -144,6 +155,7 @@ class Watch:
             {
                 "sources": 1e3 * self._in_sources_of_end_s,
                 "stall": 1e3 * (ended_s - began_s),
+                "until_input": 1e3 * (self._went_on_s - began_s),
                 "thread": 1e3 * (thread_end_s - thread_s),
                 "syncs_flow": self._of_flow[0],
                 "files_flow": self._of_flow[1],
@@ -271,7 +283,7 @@ def row(name: str, size: str, runs: list[list[dict[str, float]]]) -> str:
         for before, end in pairwise(ends):
             epochs.append({**end, **{key: end[key] - before[key] for key in ("syncs", "files", "processor")}})
     if not epochs:
-        return f"| {size} | {name} | no epoch became durable in time |" + " |" * 9
+        return f"| {size} | {name} | no epoch became durable in time |" + " |" * 10
     stalls = [one["stall"] for one in epochs]
     p50, p99, most = np.quantile(stalls, [0.5, 0.99, 1.0])
 
@@ -279,7 +291,7 @@ def row(name: str, size: str, runs: list[list[dict[str, float]]]) -> str:
         return float(np.median([one[key] for one in epochs]))
 
     return (
-        f"| {size} | {name} | {median('sources'):.0f} | {p50:.0f} | {p99:.0f} | {most:.0f} | {median('thread'):.0f} | "
+        f"| {size} | {name} | {median('sources'):.0f} | {p50:.0f} | {p99:.0f} | {most:.0f} | {median('until_input'):.0f} | {median('thread'):.0f} | "
         f"{median('syncs_flow'):,.0f} / {median('syncs'):,.0f} | {median('files_flow'):,.0f} / {median('files'):,.0f} | "
         f"{median('processor'):,.0f} | {min(ends[0]['at'] for ends in runs if ends):.0f} | {max(one['peak'] for one in epochs):,.0f} |"
     )
@@ -306,9 +318,9 @@ def main() -> None:
         sources = {"beside": given.beside.resolve(), **sources}
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; {given.rate:,} events/s")
     print(
-        "| views x partitions | package | sources, ms | stall p50, ms | p99 | most | thread, ms | fsyncs, flow / all | files, flow / all | processor, ms | first, s | peak MB |"
+        "| views x partitions | package | sources, ms | stall p50, ms | p99 | most | until input, ms | thread, ms | fsyncs, flow / all | files, flow / all | processor, ms | first, s | peak MB |"
     )
-    print("|---|---|---|---|---|---|---|---|---|---|---|---|", flush=True)
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|---|", flush=True)
     for size in given.sizes:
         views, partitions = map(int, size.split("x"))
         runs: dict[str, list[list[dict[str, float]]]] = {name: [] for name in sources}

@@ -319,6 +319,20 @@ def test_a_mark_that_nothing_waits_for_comes_four_times_more_seldom(topic, read)
         assert quiet.until_marked(0, 1) == [0, 1]
 
 
+def test_a_mark_that_nothing_waits_for_comes_as_seldom_as_many_quiet_partitions_need(topic, read):
+    quiet = Quiet(topic, read, aligned=False)
+    # In place of four times a mark's pause.
+    quiet.source.options.turns.quiet_s = 800.0
+    for _ in range(2):
+        quiet.present.us += SECOND
+        quiet.marks = 8 * (quiet.marks // 8 + 1) - 0.3
+        assert polls(quiet.source, for_seconds(0.1)) == []
+        quiet.marks += 0.2
+        quiet.until_asked(0, 1)
+        quiet.marks += 0.11
+        assert quiet.until_marked(0, 1) == [0, 1]
+
+
 @pytest.mark.parametrize("aligned", [True, False])
 def test_a_mark_that_closes_an_instant_or_lets_events_be_applied_comes_soon(topic, read, aligned):
     quiet = Quiet(topic, read, aligned=aligned)

@@ -1,6 +1,8 @@
 """The flow's thread rests once no partition has anything, until one of them needs its turn or a record comes."""
 
-from unskew.pipelines.kafka.turns import LONGEST_S, SHORTEST_S, Turns
+import pytest
+
+from unskew.pipelines.kafka.turns import LONGEST_QUIET_S, LONGEST_S, QUIET_SHARE, SHORTEST_S, Turns
 
 
 def begun(*partitions, **options):
@@ -124,3 +126,75 @@ def test_a_partition_that_begins_a_turn_takes_turns_until_it_leaves():
     turns.left("p2")
     assert not turns.come
     assert begun == [True, True]
+
+
+class Processor:
+    """The processor time of the flow's thread, as rounds take it."""
+
+    def __init__(self, n_partitions: int) -> None:
+        self.now_s = 5.0
+        self.turns, self.topic = Turns(rest=lambda _: None, processor_s=lambda: self.now_s), Topic()
+        self.names = [f"p{number}" for number in range(n_partitions)]
+        for name in self.names:
+            self.turns.begin(name)
+        self.rest()
+
+    def rest(self) -> None:
+        for _ in range(2):
+            for name in self.names:
+                self.turns.taken(name, self.topic, gave=False)
+
+    def round(self, each_s: float, n_marks: int, *, gave: bool = False) -> None:
+        """Let the first partitions give items without records, which take so long, and then rest."""
+        for name in self.names[:n_marks]:
+            self.turns.marked(name)
+            self.now_s += each_s
+        if gave:
+            self.turns.taken(self.names[0], self.topic, gave=True)
+        self.rest()
+        # What a rest takes is not counted.
+        self.now_s += 1.0
+        self.rest()
+
+
+@pytest.mark.parametrize(
+    ("n_partitions", "each_s", "at_least_s"), [(1, 9e-5, 0.0045), (100, 9e-5, 0.45), (400, 9e-5, 1.0)]
+)
+def test_items_of_quiet_partitions_take_a_bounded_share_of_the_processor(n_partitions, each_s, at_least_s):
+    processor = Processor(n_partitions)
+
+    for _ in range(5):
+        assert processor.turns.quiet_s == 0.0
+        processor.round(each_s, n_partitions)
+
+    assert at_least_s <= processor.turns.quiet_s <= at_least_s + 0.1
+    assert processor.turns.quiet_s <= LONGEST_QUIET_S
+    if processor.turns.quiet_s < LONGEST_QUIET_S:
+        assert n_partitions * each_s / processor.turns.quiet_s <= QUIET_SHARE
+
+
+def test_what_only_some_rounds_take_says_nothing_of_quiet_partitions():
+    processor = Processor(10)
+    for each_s in (0.5, 0.1, 9e-4, 9e-4, 9e-4):
+        processor.round(each_s, 10)
+    assert processor.turns.quiet_s == pytest.approx(0.5)
+
+    # An epoch's end, records, and a few partitions whose last instant is open.
+    processor.round(0.2, 10)
+    for _ in range(9):
+        processor.round(0.2, 10, gave=True)
+        processor.round(0.2, 4)
+
+    assert processor.turns.quiet_s == pytest.approx(0.5)
+
+
+def test_quiet_partitions_that_cost_less_again_give_items_more_often():
+    processor = Processor(10)
+    for _ in range(5):
+        processor.round(9e-4, 10)
+    assert processor.turns.quiet_s == pytest.approx(0.5)
+
+    for _ in range(3):
+        processor.round(9e-5, 10)
+
+    assert processor.turns.quiet_s == pytest.approx(0.1)

@@ -4,7 +4,8 @@
 
 Shards share nothing while they are rebuilt, so they are dealt twice (``dealing.py``): among the processes of a cluster,
 each of which is started by itself, and among the processes that each of these starts on its machine. Each reads the
-archive and keeps its own shards. Log, seeds and state are those of the pipeline, so whichever process has a shard next goes on with it.
+archive and keeps its own shards. Log, seeds and state are those of the pipeline, so whichever process has a shard next
+goes on with it.
 """
 
 from collections.abc import Callable, Mapping, Sequence

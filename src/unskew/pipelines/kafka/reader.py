@@ -89,7 +89,8 @@ class SourceOptions:
     ``clock``: this host's clock. ``turns``: when the flow rests. All sources of a process share both.
     ``poll_records``, ``queued_polls``: bounds of an item and of a partition's queue.
     ``heartbeat_s``: a partition gives an item at least this often. ``mark_s``: a mark without records at most this
-    often, and four times more seldom if nothing waits for it. ``timeout_s``: wait for the broker's answer at start.
+    often, and four times more seldom if nothing waits for it. Many quiet partitions give both more seldom
+    (``Turns.quiet_s``). ``timeout_s``: wait for the broker's answer at start.
     ``config``: further librdkafka settings.
     ``journal``: records decisions before they take effect; with None nothing is recorded.
     ``known``: the topics that an earlier run read. ``adopt_ids``: topics with other ids are the same ones.
@@ -600,7 +601,7 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
                 # Do not wait: the flow's thread has other work.
                 return [] if self._waits_for_journal() else [self._item()]
             now_s = reader.options.monotonic()
-            beats = self.ended or now_s - self._last_item_s >= reader.options.heartbeat_s
+            beats = self.ended or now_s - self._last_item_s >= self._heartbeat_s
             if beats or now_s >= self._mark_at_s():
                 announced = self._announce(self._mark())
                 self._again_s = now_s + self._pause_s()
@@ -618,7 +619,12 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         if self._script is not None or self._queue or self._unsaid or self.rejoins or self._said_ended:
             return float("-inf")
         mark_s = self._mark_at_s() if self._asked else self._ask_at_s()
-        return min(self._last_item_s + self._reader.options.heartbeat_s, mark_s)
+        return min(self._last_item_s + self._heartbeat_s, mark_s)
+
+    @property
+    def _heartbeat_s(self) -> float:
+        options = self._reader.options
+        return max(options.heartbeat_s, options.turns.quiet_s)
 
     def _mark_at_s(self) -> float:
         """Return when a mark is due."""
@@ -630,7 +636,7 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         due_s = self._last_item_s + options.mark_s
         if options.mark_s and not self._is_awaited():
             # On a grid, so that all quiet partitions give their marks together.
-            quiet_s = _QUIET * options.mark_s
+            quiet_s = max(_QUIET * options.mark_s, options.turns.quiet_s)
             due_s = (self._last_item_s // quiet_s + 1) * quiet_s
         return max(due_s, self._again_s)
 
@@ -659,10 +665,7 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         if self._queue and here < limit and self._reader.may_emit(self):
             return self._records(limit)
         self._end_replay(script)
-        if (
-            self._script is None
-            or self._reader.options.monotonic() - self._last_item_s >= self._reader.options.heartbeat_s
-        ):
+        if self._script is None or self._reader.options.monotonic() - self._last_item_s >= self._heartbeat_s:
             return self._item()
         return None
 

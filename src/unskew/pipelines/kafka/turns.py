@@ -6,7 +6,10 @@ rest ends when a record comes, or when a partition has something to do without o
 """
 
 import datetime as dt
+import math
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -15,6 +18,14 @@ ALWAYS_DUE = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 SHORTEST_S = 0.001
 LONGEST_S = 0.1
 """The longest rest, after which the process looks whether it should stop."""
+
+
+QUIET_SHARE = 0.02
+"""Items without records take at most this share of the flow's thread, while all partitions are quiet."""
+QUIET_STEP_S = 0.1
+LONGEST_QUIET_S = 1.0
+"""A quiet partition gives an item at least this often, whatever that takes."""
+_ROUNDS = 5
 
 
 class Awaiting(Protocol):
@@ -31,10 +42,17 @@ class Turns:
     passed through the flow. ``before_rest``: called before each rest, because what waits for more to come should not
     wait for that; it returns true if something must be looked at soon, so that the rest is short. ``round``: the number
     of the present round; it grows with each rest, with each item that has records, and when a partition gives another
-    item without any.
+    item without any. ``quiet_s``: how long a quiet partition should wait between two items, so that those of all take
+    no more than ``QUIET_SHARE``: with a thousand shards, five times a second would take all of a core.
+    ``processor_s``: the processor time of the flow's thread.
     """
 
-    def __init__(self, longest_s: float = LONGEST_S, rest: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self,
+        longest_s: float = LONGEST_S,
+        rest: Callable[[float], None] = time.sleep,
+        processor_s: Callable[[], float] = time.thread_time,
+    ) -> None:
         self.round = 0
         self.before_turn: Callable[[], None] = lambda: None
         self.before_rest: Callable[[], bool] = lambda: False
@@ -42,6 +60,14 @@ class Turns:
         self._taking: dict[object, None] = {}
         self._longest_s = longest_s
         self._rest = rest
+        self.quiet_s = 0.0
+        self._processor_s = processor_s
+        # Of the time since the last rest: when it began, in processor time, how many items without records there were,
+        # and whether there were others; and what all partitions' items took in the last rounds that had no others.
+        self._began_s = 0.0
+        self._n_quiet = 0
+        self._gave = False
+        self._took_s: deque[float] = deque(maxlen=_ROUNDS)
         self._idle: set[object] = set()
         self._marked: set[object] = set()
         self._readers: set[Awaiting] = set()
@@ -73,6 +99,7 @@ class Turns:
         if partition in self._marked:
             self._begin_round()
         self._marked.add(partition)
+        self._n_quiet += 1
         self._begin_idle()
 
     def taken(self, partition: object, reader: Awaiting, *, gave: bool, wait_s: float = SHORTEST_S) -> None:
@@ -82,21 +109,39 @@ class Turns:
         passes on together what partitions give one after the other, until it begins again with the first.
         """
         if gave:
+            self._gave = True
             self._begin_round()
         elif partition in self._idle and self.is_last(partition):
             rest_s = max(self._wait_s, SHORTEST_S)
             # Only one reader at a time can be waited for.
             is_alone = self._readers == {reader}
             self._begin_round()
+            self._judge_quiet()
             if self.before_rest():
                 rest_s = SHORTEST_S
             if rest_s > SHORTEST_S and is_alone:
                 reader.await_records(rest_s)
             else:
                 self._rest(SHORTEST_S)
+            self._began_s = self._processor_s()
         self._readers.add(reader)
         self._idle.add(partition)
         self._wait_s = min(self._wait_s, wait_s)
+
+    def _judge_quiet(self) -> None:
+        """Find how often quiet partitions may give items, from what those since the last rest took.
+
+        Rounds in which few did say little of what one takes. The median leaves out the first two, in which code is
+        loaded, and those in which an epoch ends.
+        """
+        if not self._gave and 2 * self._n_quiet >= len(self._taking):
+            took_s = self._processor_s() - self._began_s
+            self._took_s.append(took_s * len(self._taking) / self._n_quiet)
+            if len(self._took_s) == _ROUNDS:
+                wanted_s = statistics.median(self._took_s) / QUIET_SHARE
+                # In steps, so that it stays the same while little changes, and all partitions give theirs together.
+                self.quiet_s = min(QUIET_STEP_S * math.ceil(wanted_s / QUIET_STEP_S), LONGEST_QUIET_S)
+        self._n_quiet, self._gave = 0, False
 
     def _begin_round(self) -> None:
         self.round += 1
