@@ -261,13 +261,14 @@ def test_an_idle_partition_holds_up_a_busy_one_no_longer_than_it_must(topic, rea
 
 
 class Quiet:
-    """Two partitions whose marks come as a steady clock is moved; ``marks`` is what it reads, in units of ``mark_s``.
+    """Partitions whose marks come as a steady clock is moved; ``marks`` is what it reads, in units of ``mark_s``.
 
-    At the beginning, both have just given the mark of a quiet partition.
+    At the beginning, all have just given the mark of a quiet partition.
     """
 
-    def __init__(self, topic, read, *, aligned) -> None:
-        self.stream = topic(2)
+    def __init__(self, topic, read, *, aligned, n_partitions=2) -> None:
+        self.all = list(range(n_partitions))
+        self.stream = topic(n_partitions)
         self.present = Present(NOON + 10 * SECOND)
         self.marks = 0.0
         self.source = read(
@@ -283,13 +284,13 @@ class Quiet:
         polls(self.source, self._has_begun)
         self.present.us += SECOND
         self.marks = 4 * (self.marks // 4 + 1) - 0.1
-        self.until_asked(0, 1)
+        self.until_asked(*self.all)
         self.marks += 0.11
-        assert self.until_marked(0, 1) == [0, 1]
+        assert self.until_marked(*self.all) == self.all
 
     def _has_begun(self, items):
         self.marks += 0.3
-        return {item.partition for item in items if item.clock_us == self.present.us} == {0, 1}
+        return {item.partition for item in items if item.clock_us == self.present.us} == {*self.all}
 
     def until_asked(self, *partitions):
         """The broker knows of nothing past the positions: the next try for a mark gives the present."""
@@ -333,14 +334,21 @@ def test_a_mark_that_nothing_waits_for_comes_as_seldom_as_many_quiet_partitions_
         assert quiet.until_marked(0, 1) == [0, 1]
 
 
+@pytest.mark.parametrize("n_partitions", [1, 2, 5])
+@pytest.mark.parametrize("quiet_s", [0.0, 8_000.0])
 @pytest.mark.parametrize("aligned", [True, False])
-def test_a_mark_that_closes_an_instant_or_lets_events_be_applied_comes_soon(topic, read, aligned):
-    quiet = Quiet(topic, read, aligned=aligned)
+def test_a_mark_that_closes_an_instant_or_lets_events_be_applied_comes_soon(
+    topic, read, aligned, quiet_s, n_partitions
+):
+    quiet = Quiet(topic, read, aligned=aligned, n_partitions=n_partitions)
+    quiet.source.options.turns.quiet_s = quiet_s
+    # All find that nothing is to be done for long.
+    assert polls(quiet.source, for_seconds(0.1)) == []
     quiet.present.us += SECOND
     quiet.stream.put(0, 12_000)
     polls(quiet.source, n_records(1))
-    # Only in a stream whose shards read all partitions does an event wait for the other one.
-    waited_for = [0, 1] if aligned else [0]
+    # Only in a stream whose shards read all partitions does an event wait for the others.
+    waited_for = quiet.all if aligned else [0]
 
     quiet.present.us += SECOND
     quiet.marks += 1

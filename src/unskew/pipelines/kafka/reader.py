@@ -40,6 +40,9 @@ _QUIET = 4
 """How many times more seldom marks are that nothing waits for."""
 _ASKED_AHEAD = 0.2
 """How long before a mark the broker is asked for the end, and after how long a mark is tried again, in ``mark_s``."""
+_MANY_ASKED_AHEAD = 0.15
+"""The same, in ``Turns.quiet_s``, if that is longer: an answer about many partitions takes longer, and a mark that does
+not wait for it would be as of the answer before."""
 _EMPTY = np.empty(0, np.int64)
 _EMPTY.flags.writeable = False
 
@@ -442,8 +445,12 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         # When a mark may be tried again, and whether the broker has been asked for the end since the last item.
         self._again_s = float("-inf")
         self._asked = False
+        self._asked_s = float("-inf")
+        self._asked_us = 0
         # Until when nothing is to be done if no record comes.
         self._due_s = float("-inf")
+        # Whether a mark was awaited when that was found.
+        self._due_is_soon = False
         self._saved: tuple[int, int | None] | None = None
         self._script = script
         self._journal = reader.options.journal
@@ -547,7 +554,7 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         reader, options = self._reader, self._reader.options
         # Most turns of a quiet topic with many partitions end here: another partition has just looked for records.
         is_dry = reader.is_dry
-        if is_dry and not self._queue and (self._due_s > reader.looked_s or self._waits_for_journal()):
+        if is_dry and not self._queue and (self._is_not_due() or self._waits_for_journal()):
             options.turns.taken(self, reader, gave=False, wait_s=self._due_s - reader.looked_s)
             return []
         options.turns.begin(self)
@@ -558,12 +565,17 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
             options.clock.look()
         items = self._next()
         reader.looked_s = options.monotonic()
-        self._due_s = self._next_s()
+        self._due_s, self._due_is_soon = self._next_s(), self._is_awaited()
         if items and not len(items[0].offsets):
             options.turns.marked(self)
         else:
             options.turns.taken(self, reader, gave=bool(items), wait_s=self._due_s - reader.looked_s)
         return items
+
+    def _is_not_due(self) -> bool:
+        """Return true if nothing is to be done yet unless a record comes."""
+        # A record of another partition may have come since, whose events wait for this one.
+        return self._due_s > self._reader.looked_s and (self._due_is_soon or not self._is_awaited())
 
     def _waits_for_journal(self) -> bool:
         """Return true if a mark is announced, and the journal does not hold it yet; it then begins to write it."""
@@ -602,17 +614,32 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
                 return [] if self._waits_for_journal() else [self._item()]
             now_s = reader.options.monotonic()
             beats = self.ended or now_s - self._last_item_s >= self._heartbeat_s
-            if beats or now_s >= self._mark_at_s():
-                announced = self._announce(self._mark())
+            is_due = now_s >= self._mark_at_s()
+            if beats or (is_due and self._asked):
+                mark_us = self._mark()
+                if not beats and self._is_unanswered(now_s):
+                    self._again_s = now_s + _ASKED_AHEAD * reader.options.mark_s
+                    return []
+                announced = self._announce(mark_us)
                 self._again_s = now_s + self._pause_s()
                 if announced and self._journal is not None:
                     return []
                 if beats or announced:
                     return [self._item()]
-            elif now_s >= self._ask_at_s() and not self._asked:
+            elif is_due and (lacks_s := self._lacks_s()) > 0:
+                self._again_s = now_s + min(lacks_s, reader.options.mark_s)
+            elif not self._asked and (is_due or now_s >= self._ask_at_s()):
                 self._asked = True
+                self._asked_s, self._asked_us = now_s, reader.options.clock.for_marks_us()
+                if is_due:
+                    self._again_s = now_s + _ASKED_AHEAD * reader.options.mark_s
                 self._mark()
         return []
+
+    def _is_unanswered(self, now_s: float) -> bool:
+        """Return true if the broker may still say more than it did: a mark would be as of an answer before."""
+        seen_us = self._end_seen_us
+        return seen_us is not None and seen_us < self._asked_us and now_s < self._asked_s + self._reader.options.mark_s
 
     def _next_s(self) -> float:
         """Return when the next turn is due if no record comes; a past instant for as soon as possible."""
@@ -646,9 +673,17 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         lacks_us = self.clock_us + self._reader.settle_us - options.clock.for_marks_us()
         return min(max(lacks_us / 1e6, _ASKED_AHEAD * options.mark_s), options.mark_s)
 
+    def _lacks_s(self) -> float:
+        """Return for how long a mark will be too early for the events that wait for it; not positive if for none."""
+        reader = self._reader
+        if self._open or not self._is_awaited():
+            return 0.0
+        return (reader.latest_us + reader.settle_us + 1 - reader.options.clock.for_marks_us()) / 1e6
+
     def _ask_at_s(self) -> float:
         """Return when to ask the broker for the end: what it answers until the mark is due, the mark may pass."""
-        return self._mark_at_s() - _ASKED_AHEAD * self._reader.options.mark_s
+        options = self._reader.options
+        return self._mark_at_s() - max(_ASKED_AHEAD * options.mark_s, _MANY_ASKED_AHEAD * options.turns.quiet_s)
 
     def _is_awaited(self) -> bool:
         """Return true if a mark would close an instant, or would let events of other partitions be applied."""

@@ -23,8 +23,8 @@ LONGEST_S = 0.1
 QUIET_SHARE = 0.02
 """Items without records take at most this share of the flow's thread, while all partitions are quiet."""
 QUIET_STEP_S = 0.1
-LONGEST_QUIET_S = 1.0
-"""A quiet partition gives an item at least this often, whatever that takes."""
+LONGEST_QUIET_S = 0.8
+"""A quiet partition gives an item at least this often, whatever that takes; its mark is a little older."""
 _ROUNDS = 5
 
 

@@ -19,7 +19,7 @@ from unskew.sinks.redis.writer import RedisWriter
 STILL_S = 60.0
 """A flow that has done nothing for this long, and does not wait for a store, hangs.
 
-A working one gets an item of every partition at least once a second.
+A working one gets an item of every partition about once a second at least.
 """
 
 
