@@ -19,6 +19,7 @@ from unskew.offline.join import historical_features, joined
 from unskew.offline.log_reader import ViewLog
 from unskew.sinks.tables.checksum import read_json
 from unskew.sinks.tables.kinds import LogTable
+from unskew.sinks.tables.layout import published_files, view_root
 from unskew.sinks.tables.parquet import record_shards
 
 T0 = 1_500_000_000 * SECOND  # a multiple of 20 s
@@ -158,6 +159,30 @@ def test_pieces_of_a_log_too_large_for_memory_do_not_show(tmp_path, monkeypatch)
 
     assert ask(tmp_path, frame, "last", plan=plan).equals(whole)
     assert whole.filter(user="u3")["last"].n_unique() == 10
+
+
+@pytest.mark.parametrize("n_wanted", [0, 1, 2])
+def test_a_piece_that_is_read_ahead_matters_only_if_it_is_wanted(tmp_path, monkeypatch, n_wanted):
+    """The oldest one is damaged; whoever needs no more than those before it does not hear of it."""
+    given = [(T0 + day * DAY, T0 + day * DAY, {"user": "u", "n": day}) for day in range(3)]
+    plan = view(Wanted("last", "last", sliding(3 * DAY, 2 * HOUR), "n", "int64"), name="daily")
+    write_log(tmp_path, plan, events(given), T0 + 2 * DAY + 1, n_batches=3)
+    files = published_files(view_root(tmp_path, plan.name, plan.version))
+    monkeypatch.setattr("unskew.offline.log_reader._CHUNK_BYTES", 1)
+    columns = ["user", "available_at", "last"]
+    expected = list(ViewLog(tmp_path, plan.published).newest_first(columns))
+    assert len(expected) > 2
+    content = bytearray(files[0].path.read_bytes())
+    content[len(content) // 2] ^= 1
+    files[0].path.write_bytes(content)
+
+    pieces = ViewLog(tmp_path, plan.published).newest_first(columns)
+    for piece in expected[:n_wanted]:
+        assert next(pieces).equals(piece)
+    pieces.close()
+
+    with pytest.raises(LayoutError, match="is damaged"):
+        list(ViewLog(tmp_path, plan.published).newest_first(columns))
 
 
 @pytest.mark.parametrize("is_partitioned", [False, True])

@@ -4,6 +4,7 @@ import bisect
 import datetime as dt
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -35,8 +36,8 @@ _Answer = TypeVar("_Answer")
 
 # What is read at once: bytes as they are compressed, and about as many as the join needs for them in memory. Counts
 # that are mostly 0 take a hundredth of their memory on disk, and texts may take more memory than they are counted with.
-_CHUNK_BYTES = 256 << 20
-_MEMORY_BYTES = 512 << 20
+_CHUNK_BYTES = 128 << 20
+_MEMORY_BYTES = 256 << 20
 # The join numbers and groups rows beside their columns.
 _BYTES_PER_ROW = 32
 
@@ -214,11 +215,11 @@ class ViewLog:
         row of an entity in a piece is later than its rows in the pieces that follow. An entity of a partitioned view
         may have rows in several shards, so a large day of such a view is divided by entity.
         """
-        yield from self._read(self._pieces(columns, upto), columns)
+        yield from _one_ahead(self._read(self._pieces(columns, upto), columns))
 
     def oldest_first(self, columns: Sequence[str], *, upto: dt.date | None = None) -> Iterator[pl.DataFrame]:
         """Yield the same pieces as ``newest_first``, the oldest piece first."""
-        yield from self._read(reversed(list(self._pieces(columns, upto))), columns)
+        yield from _one_ahead(self._read(reversed(list(self._pieces(columns, upto))), columns))
 
     def _read(self, pieces: "Iterable[_Piece]", columns: Sequence[str]) -> Iterator[pl.DataFrame]:
         for piece in pieces:
@@ -462,6 +463,18 @@ class ViewLog:
                 raise LayoutError(f"{file.path} is gone, and no other file holds its rows; restore it")
             parts.append(_part(file, holder.path))
         return parts
+
+
+def _one_ahead(pieces: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """Yield the same pieces; while one is used, another thread reads the next.
+
+    What is done with a piece mostly takes one core, and reading takes all.
+    """
+    with ThreadPoolExecutor(1, "unskew-log") as reading:
+        ahead = reading.submit(next, pieces, None)
+        while (piece := ahead.result()) is not None:
+            ahead = reading.submit(next, pieces, None)
+            yield piece
 
 
 def _part(file: TableFile, path: Path) -> _Part:

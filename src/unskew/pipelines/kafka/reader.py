@@ -574,8 +574,10 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
 
     def _is_not_due(self) -> bool:
         """Return true if nothing is to be done yet unless a record comes."""
-        # A record of another partition may have come since, whose events wait for this one.
-        return self._due_s > self._reader.looked_s and (self._due_is_soon or not self._is_awaited())
+        if not self._due_is_soon and self._is_awaited():
+            # A record of another partition has come since, whose events wait for this one.
+            self._due_s, self._due_is_soon = self._next_s(), True
+        return self._due_s > self._reader.looked_s
 
     def _waits_for_journal(self) -> bool:
         """Return true if a mark is announced, and the journal does not hold it yet; it then begins to write it."""
