@@ -200,6 +200,7 @@ def test_files_too_large_for_memory_are_read_in_parts(tmp_path, monkeypatch, mem
         for user in range(8)
     ]
     monkeypatch.setattr("unskew.offline.log_reader._MEMORY_BYTES", memory_bytes)
+    monkeypatch.setattr("unskew.offline.log_reader._PART_PIECES", 1)
     pieces = list(ViewLog(tmp_path, plan.published).newest_first(["user", "available_at", "last"]))
 
     assert ask(tmp_path, frame, "last", plan=plan)["last"].to_list() == expected

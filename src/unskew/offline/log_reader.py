@@ -36,8 +36,10 @@ _Answer = TypeVar("_Answer")
 
 # What is read at once: bytes as they are compressed, and about as many as the join needs for them in memory. Counts
 # that are mostly 0 take a hundredth of their memory on disk, and texts may take more memory than they are counted with.
-_CHUNK_BYTES = 128 << 20
-_MEMORY_BYTES = 256 << 20
+_CHUNK_BYTES = 64 << 20
+_MEMORY_BYTES = 128 << 20
+# A large day of a partitioned view is read once for each of its parts, so these may be larger.
+_PART_PIECES = 3
 # The join numbers and groups rows beside their columns.
 _BYTES_PER_ROW = 32
 
@@ -287,7 +289,7 @@ class ViewLog:
     def _piece(self, taken: "Sequence[list[_Dated]]", memory: int) -> "_Piece":
         """Return the piece of these files, given from new to old, that need so many bytes of memory."""
         files = [one.file for ones in reversed(taken) for one in ones]
-        return _Piece(files, max(1, -(-memory // _MEMORY_BYTES)) if self.view.partitioned else 1)
+        return _Piece(files, max(1, -(-memory // (_PART_PIECES * _MEMORY_BYTES))) if self.view.partitioned else 1)
 
     def _inseparable(self, upto: dt.date | None, most_rows: int) -> "Iterator[list[_Dated]]":
         """Yield files, or parts of them, that must be in one piece, the newest first.
