@@ -10,11 +10,11 @@ it. ``--beside`` names the ``src`` folder of another checkout, which is measured
 
 The columns: *sources*, the time that the snapshots of all partitions took, before what they gave has passed through
 the flow; *stall*, the time from the first snapshot of a shard to the end of the last one of a sink, in which no event
-is processed; *until input*, the time from the same instant until a source is next asked for
-records, with what Bytewax writes in between; *thread*, the processor time of the flow's thread during the stall; *fsyncs* and *files*, the calls that make
-something durable and the files that are created, in the flow's thread at an epoch's end, and all of the process from
-one end to the next; *processor*, the processor time of the whole process from one end to the next; *first*, the time
-from the start of the process to the end of its first epoch; *peak*, the most memory that it ever held. The last
+is processed; *until input*, the time from the same instant until a source is next asked for records, with some of what
+Bytewax writes; *thread*, the processor time of the flow's thread during the stall; *fsyncs* and *files*, the calls that
+make something durable and the files that are created, in the flow's thread at an epoch's end, and all of the process
+from one end to the next; *processor*, the processor time of the whole process from one end to the next; *first*, the
+time from the start of the process to the end of its first epoch; *peak*, the most memory that it ever held. The last
 epoch, which ends the run, and the first, which begins with a new state, are not counted.
 """
 
