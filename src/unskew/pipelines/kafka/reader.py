@@ -40,9 +40,11 @@ _QUIET = 4
 """How many times more seldom marks are that nothing waits for."""
 _ASKED_AHEAD = 0.2
 """How long before a mark the broker is asked for the end, and after how long a mark is tried again, in ``mark_s``."""
+_FRESH = 2
+"""For how long after it was asked the broker need not be asked again before a mark, in ``mark_s``."""
 _MANY_ASKED_AHEAD = 0.15
-"""The same, in ``Turns.quiet_s``, if that is longer: an answer about many partitions takes longer, and a mark that does
-not wait for it would be as of the answer before."""
+"""How long before a mark the broker is asked, in ``Turns.quiet_s``, if that is longer: an answer about many partitions
+takes longer, and a mark that does not wait for it would be as of the answer before."""
 _EMPTY = np.empty(0, np.int64)
 _EMPTY.flags.writeable = False
 
@@ -442,11 +444,11 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         self._last_item_s = float("-inf")
         # The last records' instant is open: no mark has passed it.
         self._open = False
-        # When a mark may be tried again, and whether the broker has been asked for the end since the last item.
+        # When a mark may be tried again, whether the broker has been asked for the end since the last item, and when it
+        # was last asked.
         self._again_s = float("-inf")
         self._asked = False
         self._asked_s = float("-inf")
-        self._asked_us = 0
         # Until when nothing is to be done if no record comes.
         self._due_s = float("-inf")
         # Whether a mark was awaited when that was found.
@@ -617,31 +619,21 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
             now_s = reader.options.monotonic()
             beats = self.ended or now_s - self._last_item_s >= self._heartbeat_s
             is_due = now_s >= self._mark_at_s()
-            if beats or (is_due and self._asked):
-                mark_us = self._mark()
-                if not beats and self._is_unanswered(now_s):
-                    self._again_s = now_s + _ASKED_AHEAD * reader.options.mark_s
-                    return []
-                announced = self._announce(mark_us)
+            # What the broker answered last may be long ago, if nothing waited for this partition until now.
+            is_fresh = self._asked or now_s - self._asked_s < _FRESH * reader.options.mark_s
+            if beats or (is_due and is_fresh):
+                announced = self._announce(self._mark())
                 self._again_s = now_s + self._pause_s()
                 if announced and self._journal is not None:
                     return []
                 if beats or announced:
                     return [self._item()]
-            elif is_due and (lacks_s := self._lacks_s()) > 0:
-                self._again_s = now_s + min(lacks_s, reader.options.mark_s)
             elif not self._asked and (is_due or now_s >= self._ask_at_s()):
                 self._asked = True
-                self._asked_s, self._asked_us = now_s, reader.options.clock.for_marks_us()
                 if is_due:
                     self._again_s = now_s + _ASKED_AHEAD * reader.options.mark_s
                 self._mark()
         return []
-
-    def _is_unanswered(self, now_s: float) -> bool:
-        """Return true if the broker may still say more than it did: a mark would be as of an answer before."""
-        seen_us = self._end_seen_us
-        return seen_us is not None and seen_us < self._asked_us and now_s < self._asked_s + self._reader.options.mark_s
 
     def _next_s(self) -> float:
         """Return when the next turn is due if no record comes; a past instant for as soon as possible."""
@@ -674,13 +666,6 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         options = self._reader.options
         lacks_us = self.clock_us + self._reader.settle_us - options.clock.for_marks_us()
         return min(max(lacks_us / 1e6, _ASKED_AHEAD * options.mark_s), options.mark_s)
-
-    def _lacks_s(self) -> float:
-        """Return for how long a mark will be too early for the events that wait for it; not positive if for none."""
-        reader = self._reader
-        if self._open or not self._is_awaited():
-            return 0.0
-        return (reader.latest_us + reader.settle_us + 1 - reader.options.clock.for_marks_us()) / 1e6
 
     def _ask_at_s(self) -> float:
         """Return when to ask the broker for the end: what it answers until the mark is due, the mark may pass."""
@@ -766,6 +751,7 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         if not self._idle_wall or self._queue:
             return NO_CLOCK
         present_us = reader.options.clock.for_marks_us()
+        self._asked_s = reader.options.monotonic()
         self._end_seen_us = reader.topic.caught_up(self.partition, self._position, present_us)
         return NO_CLOCK if self._end_seen_us is None else self._end_seen_us - reader.settle_us
 
