@@ -254,11 +254,7 @@ class Archive:
         ``columns``: besides those of ``META``. Raises ``LayoutError`` for a file that is damaged or lacks a column, and
         ``FileNotFoundError`` for one that compaction has removed meanwhile.
         """
-
-        def read(ones: Sequence[TableFile]) -> pl.DataFrame:
-            return scanned([one.path for one in ones], self.stream, [*columns, *META]).head(n_events).collect()
-
-        return answer([file], lambda one: one.path, read)
+        return self._scanned([file], [*columns, *META], n_rows=n_events)
 
     def offset_at(self, partition: int, instant_us: int) -> int:
         """Return the offset of a partition's first event that arrived at ``instant_us`` or later; past all if none."""
@@ -368,10 +364,15 @@ class Archive:
                 yield rows
 
     def _scanned(
-        self, files: Sequence[TableFile], columns: Sequence[str], where: pl.Expr | None = None
+        self,
+        files: Sequence[TableFile],
+        columns: Sequence[str],
+        where: pl.Expr | None = None,
+        n_rows: int | None = None,
     ) -> pl.DataFrame:
         def read(ones: Sequence[TableFile]) -> pl.DataFrame:
             found = scanned([one.path for one in ones], self.stream, columns)
+            found = found if n_rows is None else found.head(n_rows)
             return (found if where is None else found.filter(where)).collect()
 
         return answer(files, lambda file: file.path, read)

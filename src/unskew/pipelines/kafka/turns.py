@@ -18,8 +18,6 @@ ALWAYS_DUE = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 SHORTEST_S = 0.001
 LONGEST_S = 0.1
 """The longest rest, after which the process looks whether it should stop."""
-
-
 QUIET_SHARE = 0.02
 """Items without records take at most this share of the flow's thread, while all partitions are quiet."""
 QUIET_STEP_S = 0.1
