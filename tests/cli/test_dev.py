@@ -105,9 +105,10 @@ class Dev:
         return {name.rpartition(":")[2]: value for name, value in zip(names, values, strict=True)}
 
     def everything_is_known(self) -> bool:
-        """Whether each feature has a value; a visit ends only after half an hour."""
+        """Whether each feature has a value of events; a visit ends only after half an hour."""
         found = self.values()
-        return all(found[name] is not None for name in NINE - {"avg_length_s_30d"})
+        # A count is known before the first event.
+        return all(found[name] is not None for name in NINE - {"avg_length_s_30d"}) and bool(found["views_5m"])
 
     def left(self) -> tuple[list[str], list[str]]:
         """The processes of this run, and its temporary folders."""

@@ -27,7 +27,17 @@ from unskew.pipelines.run import run
 from unskew.pipelines.watch import endpoint
 from unskew.pipelines.watch.running import Status
 
-RECORDS = history(400, seed=11)
+_OPEN = history(400, seed=11)
+# Without marks a partition waits once its clock is past those of others, so all of them end at one instant.
+RECORDS = [
+    *_OPEN,
+    *(
+        replace(
+            next(one for one in _OPEN if (one.partition, one.raw) == (partition, None)), stamp_ms=_OPEN[-1].stamp_ms
+        )
+        for partition in range(4)
+    ),
+]
 PROCESS = ("process_", "python_")
 LABELS = {"stream", "view", "topic", "partition", "store", "kind", "le", "version"}
 
