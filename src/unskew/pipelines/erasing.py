@@ -43,11 +43,12 @@ from unskew.pipelines.state.folder import (
     held_by,
     refuse_strangers,
 )
-from unskew.pipelines.state.ordering import Shard, Siblings, from_ipc
+from unskew.pipelines.state.ordering import Shard, Siblings
 from unskew.pipelines.state.saved import FLOW, SHARDS, TABLES, Saved, read_saved
 from unskew.pipelines.state.seeds import BACKFILL, Seeds
 from unskew.pipelines.state.whole import WholeState
 from unskew.sinks import durable
+from unskew.sinks.ipc import from_ipc
 from unskew.sinks.tables.kinds import Roots
 from unskew.sinks.tables.parquet import rows_of, without_rows
 from unskew.sinks.wall import wall_us

@@ -27,7 +27,6 @@ from unskew.features.shard_state import ShardState
 from unskew.pipelines.state import changelog as module
 from unskew.pipelines.state.changelog import Changelog, Changelogs, Manifest, events_name, restored
 from unskew.sinks.aside import Aside
-from unskew.sinks.ipc import from_ipc, to_ipc
 
 SHARD = "h0"
 COUNT = view(Wanted("n", "count", lifetime()), Wanted("sum", "sum", sliding(6 * SECOND, 2 * SECOND), "x"))
@@ -584,10 +583,3 @@ def test_a_process_that_stood_still_removes_no_file_of_the_one_that_took_over(tm
     logs.close()
 
     assert file.exists() == taken_over
-
-
-def test_events_that_an_earlier_version_wrote_are_read():
-    frame = _some(0, 10)
-
-    assert from_ipc(frame.write_ipc(None).getvalue()).equals(frame)
-    assert from_ipc(to_ipc([frame[:3], frame[3:]])).equals(frame)

@@ -19,6 +19,7 @@ from unskew.features.shard_state import ShardState
 from unskew.features.updates import NothingToCome, Updates
 from unskew.pipelines.state.changelog import Changelog, Changelogs, Manifest, restored
 from unskew.pipelines.state.whole import WholeState, without
+from unskew.sinks.ipc import from_ipc, to_ipc
 
 LAYOUT = 3
 _READABLE = {2, LAYOUT}
@@ -299,7 +300,7 @@ class Shard:
             "changelog": self.changelog.snapshot(self.state, self.dropped).to_bytes(),
             "clocks": dict(self._waiting.clocks),
             "ended": sorted(self._waiting.ended),
-            "waiting": b"" if waiting is None else to_ipc(waiting),
+            "waiting": b"" if waiting is None else to_ipc([waiting]),
             "begins": (self._beginning.first_us, self._beginning.missed_us),
         }
 
@@ -393,16 +394,6 @@ class Siblings:
 def _place(shard: Shard) -> tuple[str, str]:
     """Return view and hash, which shards of different partitions have in common."""
     return shard.state.view.id, shard.state.shard.rpartition(".")[2]
-
-
-def to_ipc(frame: pl.DataFrame) -> bytes:
-    """Return the Arrow IPC bytes of a frame."""
-    return frame.write_ipc(None).getvalue()
-
-
-def from_ipc(data: bytes) -> pl.DataFrame:
-    """Return the frame of Arrow IPC bytes."""
-    return pl.read_ipc(data)
 
 
 def shard_names(view: ViewPlan, partitions: Sequence[int], n_hashes: int) -> list[str]:
