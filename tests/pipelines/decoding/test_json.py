@@ -4,17 +4,15 @@ import json
 import math
 from datetime import UTC, date, datetime
 
-import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support import plans
+from tests.support.polls import poll_of
 from unskew.features.definitions.json_schema import json_columns
 from unskew.pipelines.decoding.avro import DEAD_LETTER_SCHEMA, decoder_of
-from unskew.pipelines.kafka.blobs import Blobs
-from unskew.pipelines.kafka.poll import Poll
 
 NOON_MS = 1_483_272_000_000
 NOON = datetime(2017, 1, 1, 12, tzinfo=UTC)
@@ -56,19 +54,7 @@ def plan(schema=SCHEMA, event_time="at", **more):
 
 
 def decode(values, schema=SCHEMA, event_time="at"):
-    offsets = np.arange(len(values), dtype=np.int64)
-    poll = Poll(
-        "stream",
-        0,
-        NOON_MS * 1000,
-        False,
-        offsets,
-        offsets + NOON_MS * 1000,
-        Blobs.of([None] * len(values)),
-        Blobs.of(values),
-        [],
-    )
-    return decoder_of(plan(schema, event_time)).decode(poll)
+    return decoder_of(plan(schema, event_time)).decode(poll_of(values, NOON_MS * 1000))
 
 
 class Pairs(list):

@@ -12,10 +12,10 @@ from fractions import Fraction
 from zoneinfo import ZoneInfo
 
 import fastavro
-import numpy as np
 import polars as pl
 import pytest
 
+from tests.support.polls import poll_of
 from unskew.features.definitions import agg
 from unskew.features.definitions.compile import compile as compile_definitions
 from unskew.features.definitions.documents import definition_of
@@ -24,8 +24,6 @@ from unskew.features.definitions.vocabulary import Entity, Feature, FeatureView,
 from unskew.features.errors import DefinitionError
 from unskew.pipelines.decoding.avro import decoder_of
 from unskew.pipelines.decoding.resolve import Unregistered
-from unskew.pipelines.kafka.blobs import Blobs
-from unskew.pipelines.kafka.poll import Poll
 
 NOON_MS = 1_483_272_000_000
 NOON = datetime(2017, 1, 1, 12, tzinfo=UTC)
@@ -45,18 +43,7 @@ def faults(schema, **more):
 
 
 def poll(values):
-    offsets = np.arange(len(values), dtype=np.int64)
-    return Poll(
-        "s",
-        0,
-        NOON_MS * 1000,
-        False,
-        offsets,
-        offsets + NOON_MS * 1000,
-        Blobs.of([None] * len(values)),
-        Blobs.of(values),
-        [],
-    )
+    return poll_of(values, NOON_MS * 1000)
 
 
 def outcomes(decoder, values, columns):

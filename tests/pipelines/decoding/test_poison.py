@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import fastavro
-import numpy as np
 import polars as pl
 import pytest
 from confluent_kafka import Producer
 
 from tests.support import plans
 from tests.support.pipeline import START, Bench, expected_log, logged
+from tests.support.polls import poll_of
 from unskew.demo.embedded import EmbeddedBroker
 from unskew.features.definitions import agg
 from unskew.features.definitions.avro_schema import avro_columns
@@ -32,8 +32,6 @@ from unskew.features.definitions.vocabulary import Entity, Feature, FeatureView,
 from unskew.features.plan import Plan
 from unskew.features.rejection import KINDS
 from unskew.pipelines.decoding.avro import decoder_of
-from unskew.pipelines.kafka.blobs import Blobs
-from unskew.pipelines.kafka.poll import Poll
 from unskew.pipelines.run import run
 
 MIB = 1 << 20
@@ -428,11 +426,6 @@ def decoder(payload_format: str, schema: Any) -> Any:
     return decoder_of(plans.stream(schema=schema, columns=columns, event_time="at", format=payload_format))
 
 
-def polled(values: list[bytes | None]) -> Poll:
-    offsets = np.arange(len(values), dtype=np.int64)
-    return Poll("s", 0, START, False, offsets, offsets + START, Blobs.of([None] * len(values)), Blobs.of(values), [])
-
-
 def test_bytes_that_nest_without_end_or_claim_items_without_bytes_are_refused() -> None:
     """Under such schemas other readers recurse until the process dies, or build a list of 2^40 nulls."""
     schema = {
@@ -457,7 +450,7 @@ def test_bytes_that_nest_without_end_or_claim_items_without_bytes_are_refused() 
     deep = at + b"\2" * 300 + b"\0\0"
     many = at + b"\0" + long(2**40) + b"\0"  # said and ended in seven bytes; nobody reads them
 
-    decoded = decoder("avro", schema).decode(polled([good, *poison, deep, many, good]))
+    decoded = decoder("avro", schema).decode(poll_of([good, *poison, deep, many, good], START))
 
     assert decoded.events["_offset"].to_list() == [0, 7, 8, 9]
     assert set(decoded.dead["kind"]) == {"malformed"}
@@ -541,7 +534,7 @@ def test_of_mutated_avro_just_what_fastavro_reads_whole_is_taken(seed: int) -> N
     parsed = fastavro.parse_schema(json.loads(json.dumps(AVRO)))
     decoding = decoder("avro", AVRO)
 
-    polls = [decoding.decode(polled(values[at : at + 250])) for at in range(0, len(values), 250)]
+    polls = [decoding.decode(poll_of(values[at : at + 250], START)) for at in range(0, len(values), 250)]
 
     n_taken = 0
     for start, decoded in zip(range(0, len(values), 250), polls, strict=True):
@@ -581,7 +574,7 @@ def test_of_mutated_json_what_is_taken_is_what_python_reads(seed: int) -> None:
 
     n_taken = 0
     for start in range(0, len(values), 250):
-        decoded = decoding.decode(polled(values[start : start + 250]))
+        decoded = decoding.decode(poll_of(values[start : start + 250], START))
         events = {row["_offset"]: row for row in decoded.events.iter_rows(named=True)}
         assert sorted([*events, *decoded.dead["offset"]]) == list(range(250))
         for at, row in events.items():

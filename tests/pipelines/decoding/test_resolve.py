@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support import plans
+from tests.support.polls import poll_of
 from unskew.features.definitions.avro_schema import avro_columns
 from unskew.pipelines.decoding.avro import AvroDecoder
 from unskew.pipelines.decoding.resolve import Incompatible
 from unskew.pipelines.kafka.blobs import Blobs
-from unskew.pipelines.kafka.poll import Poll
 
 MILLIS = {"type": "long", "logicalType": "timestamp-millis"}
 NOON_MS = 1_483_272_000_000
@@ -54,18 +54,7 @@ def decoder(reader, *writers):
 
 
 def poll(values):
-    offsets = np.arange(len(values), dtype=np.int64)
-    return Poll(
-        "stream",
-        0,
-        NOON_MS * 1000,
-        False,
-        offsets,
-        offsets + NOON_MS * 1000,
-        Blobs.of([None] * len(values)),
-        Blobs.of(values),
-        [],
-    )
+    return poll_of(values, NOON_MS * 1000)
 
 
 def encode(schema, datum, schema_id=1):

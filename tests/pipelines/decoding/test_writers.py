@@ -6,17 +6,15 @@ import logging
 from datetime import UTC, datetime
 
 import fastavro
-import numpy as np
 import pytest
 
+from tests.support.polls import poll_of
 from unskew.features.definitions.streams import plan_stream
 from unskew.features.definitions.vocabulary import Stream
 from unskew.features.errors import DefinitionError
 from unskew.pipelines.decoding.avro import AvroDecoder
 from unskew.pipelines.decoding.resolve import Unregistered
 from unskew.pipelines.decoding.writers import ANSWERS, KEPT
-from unskew.pipelines.kafka.blobs import Blobs
-from unskew.pipelines.kafka.poll import Poll
 
 NOON_MS = 1_483_272_000_000
 AT = {"name": "at", "type": {"type": "long", "logicalType": "timestamp-millis"}}
@@ -41,11 +39,7 @@ def encode(schema, datum, schema_id=1):
 
 
 def poll(values, schema_id=None, place="orders orders/0", *, decided=False):
-    offsets = np.arange(len(values), dtype=np.int64)
-    arrivals = offsets + NOON_MS * 1000
-    keys = [None] * len(values)
-    more = {"schema_id": schema_id, "place": place, "decided": decided}
-    return Poll("orders", 0, NOON_MS * 1000, False, offsets, arrivals, Blobs.of(keys), Blobs.of(values), [], **more)
+    return poll_of(values, NOON_MS * 1000, "orders", schema_id=schema_id, place=place, decided=decided)
 
 
 def stream(schema=ORDER, **more):
