@@ -6,7 +6,6 @@ import struct
 from decimal import Decimal
 
 import polars as pl
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -62,21 +61,16 @@ def test_frames_are_read_as_they_were(frames: list[pl.DataFrame]) -> None:
         begin += frame.height
 
 
-@pytest.mark.parametrize("name", ["text", "bytes", "list", "map"])
-def test_a_part_of_a_frame_is_written_without_the_texts_of_the_rest(name: str) -> None:
+def test_a_part_of_a_frame_is_written_without_the_texts_of_the_rest() -> None:
+    """As the rows of a shard are a part of those of all shards, and an entity is erased from its own alone."""
     texts = [f"number {number:03d}, of which nobody else knows" for number in range(300)]
-    values = {
-        "text": texts,
-        "bytes": [text.encode() for text in texts],
-        "list": [[text] for text in texts],
-        "map": [[{"key": text, "value": 1.0}] for text in texts],
-    }
-    whole = pl.DataFrame({name: pl.Series(values[name], dtype=COLUMNS[name][0])})
+    whole = pl.DataFrame({"text": texts, "bytes": [text.encode() for text in texts]})
 
-    for begin, end in ((0, 1), (30, 31), (1, 200), (299, 300)):
-        data = to_ipc([whole[begin:end]])
-        found = [number for number, text in enumerate(texts) if text[:10].encode() in data]
-        assert found == list(range(begin, end))
+    for name in whole.columns:
+        for begin, end in ((0, 1), (30, 31), (1, 200), (299, 300)):
+            data = to_ipc([whole.select(name)[begin:end]])
+            found = [number for number, text in enumerate(texts) if text[:10].encode() in data]
+            assert found == list(range(begin, end))
 
 
 def test_what_earlier_versions_wrote_is_read() -> None:

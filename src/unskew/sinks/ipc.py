@@ -14,26 +14,16 @@ from unskew.features.selecting import joined
 COMPRESSED_FROM = 1 << 16
 """Frames of at least so many bytes are compressed with LZ4: what holds them, such as the recovery store, takes several
 times as long for the bytes that this saves as LZ4 does."""
-_TEXTS_END_TO_END = pl.CompatLevel.oldest()
-"""Otherwise the texts within lists and maps would be written together with those of all rows that were cut off. It
-takes longer, and other texts do not need it."""
 _FILE = b"ARROW1"
 """How an IPC file begins, which earlier versions wrote."""
 
 
 def to_ipc(frames: Sequence[pl.DataFrame]) -> bytes:
-    """Return the rows of frames with equal columns, in their order, at least one frame.
-
-    The bytes hold these rows alone, also if the frames are parts of larger ones.
-    """
+    """Return the rows of frames with equal columns, in their order, at least one frame."""
     buffer = io.BytesIO()
     # In one piece, because each one would be a message with all columns.
     whole = joined(frames)
-    whole.write_ipc_stream(
-        buffer,
-        compression="lz4" if whole.estimated_size() >= COMPRESSED_FROM else "uncompressed",
-        compat_level=_TEXTS_END_TO_END if any(dtype.is_nested() for dtype in whole.dtypes) else None,
-    )
+    whole.write_ipc_stream(buffer, compression="lz4" if whole.estimated_size() >= COMPRESSED_FROM else "uncompressed")
     return buffer.getvalue()
 
 
