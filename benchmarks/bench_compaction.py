@@ -124,6 +124,7 @@ def main() -> None:
     inside = START_US + (labels["event_timestamp"].to_physical() - START_US) % (span_us - every_us)
     labels = labels.with_columns(event_timestamp=inside.cast(INSTANT))
     with tempfile.TemporaryDirectory() as folder:
+        seconds, peak_mib = 0.0, 0.0
         roots = {"as written": Path(folder) / "as written"}
         write_log(roots["as written"], view, given.epochs, every_us, given.writers, given.rows, given.entities)
         for span in [None] if given.span is None else [None, given.span]:

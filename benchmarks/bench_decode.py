@@ -23,7 +23,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import fastavro
 import numpy as np
@@ -40,13 +40,13 @@ from unskew.pipelines.kafka.poll import Poll
 
 START_MS = 1_600_000_000_000
 KINDS = {"user": "string", "n": "long", "x": "double", "flag": "boolean"}
-FIELDS = [
+FIELDS: list[dict[str, Any]] = [
     *({"name": name, "type": kind} for name, kind in KINDS.items()),
     *({"name": f"maybe_{name}", "type": ["null", kind]} for name, kind in KINDS.items()),
     {"name": "at", "type": {"type": "long", "logicalType": "timestamp-millis"}},
 ]
 SCHEMA = {"type": "record", "name": "Event", "fields": FIELDS}
-EXTRA = [{"name": "session", "type": "string"}, {"name": "page", "type": "string"}]
+EXTRA: list[dict[str, Any]] = [{"name": "session", "type": "string"}, {"name": "page", "type": "string"}]
 
 
 def events(n: int) -> list[dict[str, Any]]:
@@ -70,7 +70,7 @@ def events(n: int) -> list[dict[str, Any]]:
     ]
 
 
-ROW = {"type": "record", "name": "Event", "fields": [*FIELDS, *EXTRA]}
+ROW: dict[str, Any] = {"type": "record", "name": "Event", "fields": [*FIELDS, *EXTRA]}
 HOLDING = {
     "type": "record",
     "name": "Holding",
@@ -86,7 +86,7 @@ CHANGE = {
     ],
 }
 PATHS = {each["name"]: f"of.{each['name']}" for each in FIELDS[:-1]}
-CHANGES = {"envelope": "debezium", "operations": ["c"]}
+CHANGES: dict[str, Any] = {"envelope": "debezium", "operations": ["c"]}
 
 
 def holding(event: dict[str, Any]) -> dict[str, Any]:
@@ -149,7 +149,9 @@ def in_json(found: list[dict[str, Any]], **more: Any) -> list[bytes]:
     return [json.dumps({**event, **more}).encode() for event in found]
 
 
-def decoder(payload_format: str, schema: Mapping[str, Any] | None = None, **options: Any) -> Decoder:
+def decoder(
+    payload_format: Literal["avro", "json", "protobuf"], schema: Mapping[str, Any] | None = None, **options: Any
+) -> Decoder:
     if schema is None:
         schema = ROW if payload_format == "avro" else SCHEMA
     stream = Stream("events", topic="events", schema=schema, event_time="at", format=payload_format, **options)
@@ -221,7 +223,8 @@ def poll(values: list[bytes]) -> Poll:
 
 def least(work: Callable[[], object], seconds: float) -> float:
     """Return the processor seconds of the fastest of several runs."""
-    found, until = [], time.monotonic() + seconds
+    found: list[float] = []
+    until = time.monotonic() + seconds
     while len(found) < 3 or time.monotonic() < until:
         begin = time.process_time()
         work()

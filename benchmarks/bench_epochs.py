@@ -132,10 +132,10 @@ class Watch:
                 self._went_on_s = time.monotonic()
             return next_batch(partition)
 
-        KafkaPartition.snapshot = timed  # type: ignore[method-assign]
-        KafkaPartition.next_batch = asked  # type: ignore[method-assign]
+        KafkaPartition.snapshot = timed  # type: ignore[method-assign,assignment]
+        KafkaPartition.next_batch = asked  # type: ignore[method-assign,assignment]
         Epochs.snapshot = watched  # type: ignore[method-assign,assignment]
-        Epochs._finish = finished  # type: ignore[method-assign]  # noqa: SLF001
+        Epochs._finish = finished  # type: ignore[method-assign,assignment]  # noqa: SLF001
 
     def enter(self) -> None:
         self.flow = threading.get_ident()

@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import duckdb
 import numpy as np
@@ -38,7 +38,14 @@ SUMS = [f"sum_{n}" for n in range(5)]
 
 
 def the_view(kind: KeyKind) -> View:
-    common = {"value": None, "filter": None, "default": None, "description": "", "owner": "", "window": 0}
+    common: dict[str, Any] = {
+        "value": None,
+        "filter": None,
+        "default": None,
+        "description": "",
+        "owner": "",
+        "window": 0,
+    }
     return View(
         name="purchases",
         version=1,
@@ -205,7 +212,7 @@ def main() -> None:
     # The peers have no values for empty windows: a null of theirs corresponds to a count and a sum of 0.
     ours = results["unskew"][0]
     for name, (answer, _) in results.items():
-        same = answer.select(ours.columns).with_columns(pl.col(names).fill_null(0)).cast(dict(ours.schema)).equals(ours)
+        same = answer.select(ours.columns).with_columns(pl.col(names).fill_null(0)).cast(ours.schema).equals(ours)
         if not same:
             raise SystemExit(f"{name} gives another answer")
     best = min(results["unskew"][1])

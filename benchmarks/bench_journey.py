@@ -92,7 +92,7 @@ def write_archive(root: Path) -> pl.DataFrame:
     )
     at_us = events["event_time"].to_physical()
     for (partition,), mine in events.group_by("_partition"):
-        table = ArchiveTable(root, "lines", int(partition), None)  # type: ignore[call-overload]
+        table = ArchiveTable(root, "lines", int(partition), None)
         table.append(mine, first_us=int(at_us[0]), clock_us=int(at_us[-1]))
         table.snapshot()
         table.snapshot()
@@ -151,7 +151,7 @@ def range_join(events: pl.DataFrame, labels: pl.DataFrame) -> pl.DataFrame:
 def feast(python: Path, store: str, root: Path, runs: int) -> tuple[pl.DataFrame, list[float]]:
     """Return Feast's answer and the seconds of each run, by its own process."""
     answer = root / f"feast-{store}.parquet"
-    command = [
+    command: list[str | Path] = [
         python,
         HERE / "peers_feast.py",
         store,
@@ -171,7 +171,8 @@ def feast(python: Path, store: str, root: Path, runs: int) -> tuple[pl.DataFrame
 
 
 def timed(work: Callable[[], pl.DataFrame], runs: int) -> tuple[pl.DataFrame, list[float]]:
-    seconds = []
+    seconds: list[float] = []
+    answer = pl.DataFrame()
     for _ in range(runs):
         began = time.perf_counter()
         answer = work()

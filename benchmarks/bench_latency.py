@@ -289,7 +289,7 @@ def start(role: str, case: Case) -> "subprocess.Popen[bytes]":
 def answer(process: "subprocess.Popen[bytes]", timeout_s: float) -> dict[str, Any]:
     out, _ = process.communicate(timeout=timeout_s)
     if process.returncode:
-        raise SystemExit(f"{process.args[3]} ended with {process.returncode}")  # type: ignore[index]
+        raise SystemExit(f"{process.args!r} ended with {process.returncode}")
     result: dict[str, Any] = json.loads(out.splitlines()[-1])
     return result
 

@@ -91,7 +91,7 @@ def write_archive(root: Path, n_events: int, n_entities: int, n_days: int) -> pl
         _event_time=pl.col("at"),
     )
     for (partition,), mine in events.group_by("_partition"):
-        table = ArchiveTable(root, "events", int(partition), None)  # type: ignore[call-overload]
+        table = ArchiveTable(root, "events", int(partition), None)
         table.append(mine, first_us=START_US, clock_us=int(at[-1]))
         table.snapshot()
         table.snapshot()
@@ -163,10 +163,14 @@ def divided(archive: Archive, view: ViewPlan, root: Path, n_events: int, runs: i
 
     def split() -> list[Slice]:
         """All that each process does for every event."""
-        found = []
+        found: list[tuple[str, Slice]] = []
         for piece in pieces(archive, {}, whole(archive), columns_of(view)):
             events = Events(evaluate(piece.events).events) if piece.events.height else None
-            place = {"partition": piece.partition, "n_partitions": N_PARTITIONS, "clock_us": piece.clock_us}
+            place: dict[str, Any] = {
+                "partition": piece.partition,
+                "n_partitions": N_PARTITIONS,
+                "clock_us": piece.clock_us,
+            }
             found += slices(view, events, n_hashes=N_SHARDS, first_us=piece.first_us, ended=piece.ended, **place)
         return [one for _, one in found]
 

@@ -26,6 +26,7 @@ from workload import SCHEMA
 from unskew.features.definitions import agg
 from unskew.features.definitions.compile import compile as compile_definitions
 from unskew.features.definitions.vocabulary import Entity, Feature, FeatureView, Sliding, Stream
+from unskew.features.events import Events
 from unskew.features.plan import ViewPlan
 from unskew.features.shard_state import ShardState
 from unskew.pipelines.state.changelog import Changelog, Changelogs, Manifest, restored
@@ -50,18 +51,20 @@ def the_view() -> ViewPlan:
     ).views["by_user"]
 
 
-def events(names: pl.Series, users: np.ndarray, first_us: int, last_us: int, offset: int) -> pl.DataFrame:
+def events(names: pl.Series, users: np.ndarray, first_us: int, last_us: int, offset: int) -> Events:
     at = np.linspace(first_us, last_us, len(users)).astype(np.int64)
-    return pl.DataFrame(
-        {
-            "key": names[users],
-            "effective": at,
-            "arrival": at,
-            "event_time": at,
-            "partition": np.zeros(len(users), np.int32),
-            "offset": np.arange(offset, offset + len(users)),
-            "v0": users.astype(np.float64),
-        }
+    return Events(
+        pl.DataFrame(
+            {
+                "key": names[users],
+                "effective": at,
+                "arrival": at,
+                "event_time": at,
+                "partition": np.zeros(len(users), np.int32),
+                "offset": np.arange(offset, offset + len(users)),
+                "v0": users.astype(np.float64),
+            }
+        )
     )
 
 
@@ -75,10 +78,10 @@ def measure(n_entities: int, n_epochs: int, folder: Path) -> None:
 
     def take(users: np.ndarray, until_us: int) -> float:
         nonlocal clock_us, offset
-        frame = events(names, users, clock_us, until_us - 1, offset)
+        made = events(names, users, clock_us, until_us - 1, offset)
         clock_us, offset = until_us, offset + len(users)
         began = time.perf_counter()
-        shard._apply(frame, clock_us)  # noqa: SLF001 - what ``take`` does for a partitioned view
+        shard._apply(made, clock_us)  # noqa: SLF001 - what ``take`` does for a partitioned view
         return time.perf_counter() - began
 
     began = time.perf_counter()
@@ -91,6 +94,7 @@ def measure(n_entities: int, n_epochs: int, folder: Path) -> None:
         f"{time.perf_counter() - began:.0f} s; {RATE:,} events/s of event time, an epoch each {EPOCH_S} s"
     )
     stalls, longest, written = [], 0.0, []
+    saved: dict[str, bytes] = {}
     rebases = changelogs.rebases
     due_s = time.perf_counter()
     for _ in range(n_epochs):

@@ -154,9 +154,9 @@ def by_hand(client: redis.Redis, plan: Plan, views: Sequence[str]) -> Read:
 class Feast:
     """Feast's SDK in a process of its own."""
 
-    def __init__(self, python: str, url: str, values: Path) -> None:
+    def __init__(self, python: Path, url: str, values: Path) -> None:
         self._process = subprocess.Popen(
-            [python, str(HERE / "peers_feast_online.py"), url, str(values)],
+            [str(python), str(HERE / "peers_feast_online.py"), url, str(values)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -173,7 +173,10 @@ class Feast:
 
     def _answer(self) -> Any:
         assert self._process.stdout is not None
-        return json.loads(self._process.stdout.readline())
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit("Feast does not answer; what it said is above. It needs the extra feast[redis].")
+        return json.loads(line)
 
     def close(self) -> None:
         self._process.communicate()
@@ -220,6 +223,7 @@ def over_http(folder: Path, command: Sequence[str], body: object, *, cwd: Path |
     path = folder / "body.json"
     path.write_text(json.dumps(body))
     server = Answering(command, cwd=cwd)
+    found: dict[str, float] = {}
     try:
         for n_connections in (1, 16):
             found = server.asked(path, n_connections, 3)
@@ -278,7 +282,7 @@ def show_bytes(client: redis.Redis, before: int) -> None:
 
 
 def show_http(
-    plan: Plan, url: str, folder: Path, random: np.random.Generator, feast: Feast | None, feast_python: str
+    plan: Plan, url: str, folder: Path, random: np.random.Generator, feast: Feast | None, feast_python: Path
 ) -> None:
     serve = [sys.executable, "-m", "unskew", "serve", "--redis-url", url, "--listen", "PORT"]
     for n_entities in (1, 100):
@@ -293,7 +297,7 @@ def show_http(
         if feast is not None:
             print(f"over HTTP, {n_entities} x 20, feast serve:")
             command = [
-                str(Path(feast_python).with_name("feast")),
+                str(feast_python.with_name("feast")),
                 "serve",
                 "--port",
                 "PORT",
@@ -330,7 +334,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--shards", type=int, default=8)
     parser.add_argument("--sdk", action="store_true", help="leave HTTP out")
-    parser.add_argument("--feast-python")
+    parser.add_argument("--feast-python", type=Path, default=Path(".venv-feast/bin/python"))
     parser.add_argument("--beside", type=Path, help="the folder that holds another version of the package")
     options = parser.parse_args()
     plan = definitions()
@@ -345,10 +349,12 @@ def main() -> None:
         show_bytes(client, before)
         store = FeatureStore(redis_url=server.url)
         feast = None
-        if options.feast_python:
+        if options.feast_python.exists():
             values = pl.DataFrame(by_hand(client, plan, VIEWS)(range(N_USERS)))
             values.write_parquet(Path(folder) / "values.parquet")
             feast = Feast(options.feast_python, server.url, Path(folder) / "values.parquet")
+        else:
+            print(f"{options.feast_python} is not there: Feast is left out\n")
         for n_entities, views in ((1, VIEWS[:1]), (100, VIEWS[:1]), (1, VIEWS), (100, VIEWS)):
             references = [f"{name}:{output.name}" for name in views for output in plan.views[name].outputs]
             users = random.integers(0, N_USERS, n_entities).tolist()

@@ -68,7 +68,7 @@ def rows_of(view: ViewPlan, n: int, *, with_null: bool) -> pl.DataFrame:
     now_us = time.time_ns() // 1000
     columns = {"key": pl.Series([f"user-{number:06d}" for number in range(n)])}
     for output in view.outputs:
-        values = random.integers(0, 1_000, n) if output.dtype == "int64" else random.gamma(2.0, 20.0, n)
+        values = random.integers(0, 1_000, n) if output.dtype == Type("int64") else random.gamma(2.0, 20.0, n)
         columns[output.name] = pl.Series(values)
     if with_null:
         columns["max_5m"] = pl.Series([None] * n, dtype=pl.Float64)
@@ -93,7 +93,10 @@ def measure(ways: Mapping[str, Way], n: int, repeats: int) -> dict[str, tuple[fl
             cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
             if turn:
                 found[name].append((cpu / n * 1e6, wall / n * 1e6))
-    return {name: tuple(map(statistics.median, zip(*times, strict=True))) for name, times in found.items()}  # type: ignore[misc]
+    return {
+        name: (statistics.median(cpu for cpu, _ in times), statistics.median(wall for _, wall in times))
+        for name, times in found.items()
+    }
 
 
 def show(title: str, unit: str, found: Mapping[str, tuple[float, float]], *, per_second: bool = False) -> None:
@@ -146,10 +149,10 @@ def rows_to_redis(
             sent.execute()
 
     def packer() -> None:
-        replies = Replies(connection._sock.recv_into)  # noqa: SLF001
+        replies = Replies(connection._sock.recv_into)  # type: ignore[attr-defined]  # noqa: SLF001
         for chunk in rows.iter_slices(ROWS_PER_CHUNK):
             # hiredis does not accept floats.
-            commands = [
+            commands: list[tuple[Any, ...]] = [
                 tuple(repr(part) if isinstance(part, float) else part for part in command)
                 for command in commands_of(view, chunk)
             ]
@@ -242,7 +245,7 @@ def flushes(client: redis.Redis, view: ViewPlan, n_rows: int, repeats: int) -> d
 
     _, with_witness = writing("with")
     bare, without = writing("without")
-    bare._kept.words = lambda *_: iter(())  # noqa: SLF001  # type: ignore[method-assign]
+    bare._kept.words = lambda *_: iter(())  # type: ignore[method-assign]  # noqa: SLF001
     return measure({"without the witness": without, "with it": with_witness}, times, repeats)
 
 
@@ -264,7 +267,7 @@ def avro(stream: StreamPlan, n: int, repeats: int) -> dict[str, tuple[float, flo
         rejected=[],
     )
     decoder, wire = AvroDecoder(stream), Wire(stream.schema)
-    parsed = fastavro.parse_schema(stream.schema)
+    parsed = fastavro.parse_schema(dict(stream.schema))
     names = [field["name"] for field in SCHEMA["fields"]]  # type: ignore[index]
 
     def each() -> list[Any]:

@@ -7,7 +7,7 @@ end; one fold keeps count, sum and max together; events are folded as they arriv
 import argparse
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -88,13 +88,17 @@ def main() -> None:
     stream = op.input("events", flow, Events(events, mark))
     # In a replay only events move the clock: with the wall clock, Bytewax would drop events that are not late and check
     # windows in vain.
-    clock = EventClock(
+    clock: Any = EventClock(
         lambda event: event[0],
         wait_for_system_duration=timedelta(milliseconds=task["lateness_ms"]),
         now_getter=lambda: EPOCH,
         to_system_utc=lambda _: None,
     )
     windows, wanted = [], {}
+
+    def named(name: str) -> Callable[[Any], tuple[str, Any]]:
+        return lambda value: (name, value)
+
     for name, (extent_ms, hop_ms) in task["windows"].items():
         extent, hop = timedelta(milliseconds=extent_ms), timedelta(milliseconds=hop_ms)
         # A window with an exact new edge and an old edge that moves by hops is the content so far of one a hop longer.
@@ -102,7 +106,7 @@ def main() -> None:
         windower = SlidingWindower(extent + hop, hop, EPOCH) if sliding else TumblingWindower(extent, EPOCH)
         wanted[name] = task["end_ms"] // hop_ms - (extent_ms // hop_ms if sliding else 0)
         out = fold_window(name, stream, clock, windower, lambda: [0, 0.0, 0.0], fold, merge, ordered=False)
-        windows.append(op.map_value(f"{name}_named", out.down, lambda value, name=name: (name, value)))
+        windows.append(op.map_value(f"{name}_named", out.down, named(name)))
     kept = Kept(wanted)
     op.output("kept", op.merge("all", *windows), kept)
     began = time.perf_counter(), time.process_time()

@@ -64,12 +64,12 @@ def main() -> None:
         for line in sys.stdin:
             asked = json.loads(line)
             references = [f"{view}:{name}" for view in asked["views"] for name in columns[view]]
-            rows = [{"user": number} for number in asked["users"]]
+            entities = [{"user": number} for number in asked["users"]]
             seconds = []
             found = {}
             for _ in range(asked["reads"]):
                 began = time.perf_counter()
-                found = store.get_online_features(features=references, entity_rows=rows).to_dict()
+                found = store.get_online_features(features=references, entity_rows=entities).to_dict()
                 seconds.append(time.perf_counter() - began)
             print(json.dumps({"seconds": seconds, "answer": found}), flush=True)
 
