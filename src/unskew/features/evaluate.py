@@ -8,7 +8,7 @@ import polars as pl
 
 from unskew.features.keys import encode_keys
 from unskew.features.plan import ValuePlan, ViewPlan
-from unskew.features.selecting import filtered, select
+from unskew.features.selecting import filtered, framed, select
 
 # Exact sums hold |x| < 2**62 (see the kernel's arithmetic).
 FLOAT_LIMIT = 2.0**62
@@ -60,6 +60,7 @@ class Evaluator:
             self._where |= view.where.fails
             self._tests.append((view.where.fails, f"{view.name}: where {_INEXACT}"))
         arrival, event_time = pl.col(ARRIVAL).to_physical(), pl.col(EVENT_TIME).to_physical()
+        # These are not left to a query, which costs more than the few rows of most batches; see ``_selected``.
         self._columns = [
             pl.min_horizontal(arrival, event_time).alias("effective"),
             arrival.alias("arrival"),
@@ -67,6 +68,7 @@ class Evaluator:
             pl.col(PARTITION).alias("partition"),
             pl.col(OFFSET).alias("offset"),
         ]
+        n_direct = len(self._columns)
         if view.stream.dedupe_within_us is not None:
             self._columns.append(pl.col(str(view.stream.event_id)).cast(pl.String).alias("event_id"))
         filters = [_true(filter_.expr.cast(pl.Boolean)) for filter_ in view.filters]
@@ -111,6 +113,16 @@ class Evaluator:
         self._tests_always = bool(always)
         if always:
             self._columns.append(pl.any_horizontal(_distinct(always)).alias(_BAD))
+        # Values that are floats of one column as they are, by name.
+        self._as_they_are = {
+            f"v{index}": name
+            for index, value in enumerate(view.values)
+            if value.dtype.scalar == "float64" and (name := _column_of(value)) is not None
+        }
+        self._named = {column.meta.output_name(): column for column in self._columns}
+        asked = [column for name, column in self._named.items() if name not in self._as_they_are]
+        # With the offsets, because an expression may give one number for all events.
+        self._asked = asked[n_direct - 1 :]
 
     def text(self) -> tuple[object, ...]:
         """Return all that the evaluated events depend on; evaluators with equal texts give equal ``events``.
@@ -128,7 +140,7 @@ class Evaluator:
         narrow = [column for column in map(decoded.get_column, self._read) if column.dtype in _WIDE]
         if narrow:
             wide = {column.name: column.cast(_WIDE[column.dtype]) for column in narrow}
-            decoded = pl.DataFrame([wide.get(column.name, column) for column in decoded.get_columns()])
+            decoded = framed([wide.get(column.name, column) for column in decoded.get_columns()])
         return self._in_halves(decoded)
 
     def _in_halves(self, decoded: pl.DataFrame) -> Evaluated:
@@ -152,7 +164,7 @@ class Evaluator:
             chosen = select(decoded, self._where).to_series()
             decoded = decoded if chosen.all() else filtered(decoded, chosen)
         keys = encode_keys(decoded, self._view.entity)
-        events = select(decoded, self._columns).insert_column(0, keys)
+        events = self._selected(decoded, keys)
         bad = events.drop_in_place(_BAD) if self._tests_always else None
         if self._bad is not None and not all(_fits(events.get_column(name)) for name in self._floats):
             bad = select(decoded, self._bad.alias(_BAD)).to_series()
@@ -160,6 +172,29 @@ class Evaluator:
             return Evaluated(events, NOTHING_REJECTED)
         flags = keys.is_null() if bad is None else keys.is_null() | bad
         return Evaluated(events.filter(~flags), self._rejected(decoded, keys).filter(flags))
+
+    def _selected(self, decoded: pl.DataFrame, keys: pl.Series) -> pl.DataFrame:
+        """Return the keys and what ``self._columns`` give; no query is run if the values are columns as they are."""
+        # A cast, because ``Series.to_physical`` runs a query.
+        arrival, event_time = (decoded.get_column(name).cast(pl.Int64) for name in (ARRIVAL, EVENT_TIME))
+        found = {
+            "effective": pl.Series("effective", np.minimum(arrival.to_numpy(), event_time.to_numpy())),
+            "arrival": arrival.alias("arrival"),
+            "event_time": event_time.alias("event_time"),
+            "partition": decoded.get_column(PARTITION).alias("partition"),
+            "offset": decoded.get_column(OFFSET).alias("offset"),
+        }
+        asked = list(self._asked)
+        for name, column in self._as_they_are.items():
+            numbers = decoded.get_column(column)
+            # What the expression does to zeros and nulls is left to it.
+            if numbers.dtype == pl.Float64 and not numbers.null_count() and numbers.to_numpy().all():
+                found[name] = numbers.alias(name)
+            else:
+                asked.append(self._named[name])
+        if len(asked) > 1:
+            found |= {column.name: column for column in select(decoded, asked).get_columns()}
+        return framed([keys, *(found[name] for name in self._named)])
 
     def _rejected(self, decoded: pl.DataFrame, keys: pl.Series) -> pl.DataFrame:
         """Return where each event came from and the first reason against it; null if there is none."""
@@ -176,8 +211,8 @@ def _distinct(tests: Iterable[pl.Expr]) -> list[pl.Expr]:
 
 def _fits(numbers: pl.Series) -> bool:
     """Return true if no number is NaN, infinite or too large, so that no test of it can fail, whatever its filter."""
-    known = numbers.drop_nulls() if numbers.null_count() else numbers
-    return bool((np.abs(known.to_numpy()) < FLOAT_LIMIT).all())
+    # A null is NaN there.
+    return int((np.abs(numbers.to_numpy()) < FLOAT_LIMIT).sum()) == len(numbers) - numbers.null_count()
 
 
 def evaluate(view: ViewPlan, decoded: pl.DataFrame) -> Evaluated:
@@ -188,6 +223,15 @@ def evaluate(view: ViewPlan, decoded: pl.DataFrame) -> Evaluated:
 def _true(test: pl.Expr) -> pl.Expr:
     """Return the test with false where it was null. ``fill_null`` would wake Polars' threads, however few the rows."""
     return test.eq_missing(pl.lit(value=True))
+
+
+def _column_of(value: ValuePlan) -> str | None:
+    """Return the column of which a float64 value is the number as it is; None if it is computed."""
+    names = value.expr.meta.root_names()
+    if len(names) != 1:
+        return None
+    column = pl.col(names[0])
+    return names[0] if value.expr.meta.eq(column) or value.expr.meta.eq(column.cast(pl.Float64)) else None
 
 
 def _number(value: ValuePlan) -> pl.Expr:

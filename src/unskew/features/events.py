@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from unskew.features.keys import shard_of
 from unskew.features.selecting import gathered, joined
-from unskew.features.text_buffers import Keys, read_only
+from unskew.features.text_buffers import Keys, not_null, read_only
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -51,15 +51,11 @@ class EventWords(NamedTuple):
                 flags[name] = column.to_numpy()
                 continue
             if column.null_count():
-                known[name] = column.is_not_null().to_numpy()
+                known[name] = not_null(column)
             if isinstance(dtype, pl.String):
                 continue
-            array = (column.fill_null(0) if name in known else column).to_numpy()
-            if isinstance(dtype, pl.Float64):
-                array = array.view(np.int64)
-            elif array.dtype != np.int64:
-                array = array.astype(np.int64)
-            numbers[name] = read_only(array)
+            array = _bits(column)
+            numbers[name] = read_only(np.where(known[name], array, 0) if name in known else array)
         return cls(Keys.of(events.get_column("key")), numbers, flags, known)
 
     def part(self, begin: int, end: int) -> "EventWords":
@@ -72,18 +68,30 @@ class EventWords(NamedTuple):
         )
 
 
+def _bits(column: pl.Series) -> Ints:
+    """Return a column's numbers as int64, of a float64 its bits; with any number for null."""
+    if not column.null_count():
+        array = column.to_numpy()
+        return array.view(np.int64) if isinstance(column.dtype, pl.Float64) else array.astype(np.int64, copy=False)
+    numbers = column.to_arrow()
+    dtype = np.int32 if isinstance(column.dtype, pl.Int32) else np.int64
+    array = np.frombuffer(numbers.buffers()[1], dtype)[numbers.offset : numbers.offset + len(numbers)]
+    return array.astype(np.int64, copy=False)
+
+
 class Events:
-    """Events as from ``evaluate``, in their order. ``frame``: their columns.
+    """Events as from ``evaluate``, in their order. ``frame``: their columns. ``height``: their number.
 
     Whoever leaves some out makes another one, of another frame, so that frame and arrays always agree. The shards of
     several views hold the same one, if their views have equal filters, values and keys; what one of them makes of it is
     there for the others.
     """
 
-    __slots__ = ("_arrivals", "_begin", "_by_hash", "_cut", "_merged", "_whole", "_words", "frame")
+    __slots__ = ("_arrivals", "_begin", "_by_hash", "_cut", "_merged", "_whole", "_words", "frame", "height")
 
     def __init__(self, frame: pl.DataFrame) -> None:
         self.frame = frame
+        self.height = frame.height
         self._words: EventWords | None = None
         self._arrivals: Ints | None = None
         # Those of which these are a part, and where it begins, until its arrays are known.
@@ -95,11 +103,6 @@ class Events:
         self._cut: tuple[int, Events, Events] | None = None
         # The last others with which these were merged, and all of them.
         self._merged: tuple[Sequence[Events], Events] | None = None
-
-    @property
-    def height(self) -> int:
-        """The number of events."""
-        return self.frame.height
 
     @property
     def words(self) -> EventWords:

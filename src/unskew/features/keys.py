@@ -4,6 +4,7 @@ Parts are written as text (integers in decimal, strings percent-encoded as by ``
 and joined by ``|``. All functions work on columns.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -22,6 +23,8 @@ _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01234567
 _SPECIAL = [chr(code) for code in range(128) if chr(code) not in _PLAIN]
 _ESCAPED = [f"%{ord(character):02X}" for character in _SPECIAL]
 _NEEDS_ESCAPE = r"[^A-Za-z0-9_.~-]"
+_FEW = 1_000
+"""So many texts are looked at by Python in less time than Polars needs for a query."""
 _ESCAPED_NON_ASCII = r"%[89A-F]"
 
 
@@ -77,10 +80,8 @@ class OneEntity:
 
 def encode_keys(frame: pl.DataFrame, entity: ViewEntity) -> pl.Series:
     """Return the canonical key of every row, String; null if any part is null."""
-    parts = [
-        frame[name].cast(pl.String) if kind == "int64" else _escape(frame[name].cast(pl.String))
-        for name, kind in zip(entity.keys, entity.types, strict=True)
-    ]
+    texts = (frame.get_column(name).cast(pl.String) for name in entity.keys)
+    parts = [part if kind == "int64" else _escape(part) for kind, part in zip(entity.types, texts, strict=True)]
     if len(parts) == 1:
         return parts[0].alias("key")
     columns = pl.DataFrame([part.alias(str(index)) for index, part in enumerate(parts)])
@@ -111,7 +112,7 @@ def shard_of(keys: pl.Series, n_shards: int) -> npt.NDArray[np.int64]:
 
 
 def _escape(texts: pl.Series) -> pl.Series:
-    if not texts.str.contains(_NEEDS_ESCAPE).any():
+    if not _occurs(_NEEDS_ESCAPE, texts):
         return texts
     if (texts.str.len_bytes() != texts.str.len_chars()).any():
         return _by_unique(texts, lambda text: quote(text, safe=""))
@@ -119,11 +120,19 @@ def _escape(texts: pl.Series) -> pl.Series:
 
 
 def _unescape(texts: pl.Series) -> pl.Series:
-    if not texts.str.contains("%", literal=True).any():
+    if not _occurs("%", texts):
         return texts
     if texts.str.contains(_ESCAPED_NON_ASCII).any():
         return _by_unique(texts, unquote)
     return texts.str.replace_many(_ESCAPED, _SPECIAL)
+
+
+def _occurs(pattern: str, texts: pl.Series) -> bool:
+    """Return whether a pattern, a class of ASCII characters, is in one of the texts."""
+    if len(texts) > _FEW:
+        return bool(texts.str.contains(pattern).any())
+    found = re.compile(pattern).search
+    return any(text is not None and found(text) for text in texts.to_list())
 
 
 def _by_unique(texts: pl.Series, mapping: Callable[[str], str]) -> pl.Series:

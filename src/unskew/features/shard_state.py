@@ -1,5 +1,6 @@
 """The state of one view in one shard: it applies batches and reads rows."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, BinaryIO, NoReturn
@@ -30,7 +31,7 @@ from unskew.features.kernel.tiles import links_of, most_chunks
 from unskew.features.keys import decode_keys
 from unskew.features.plan import ViewPlan
 from unskew.features.selecting import select
-from unskew.features.text_buffers import Keys, read_only
+from unskew.features.text_buffers import Keys, not_null, read_only
 from unskew.features.updates import LATE_BOUNDS_US, StepRows, Updates, frames
 
 LAYOUT = 1
@@ -80,6 +81,10 @@ class ShardState:
         }
         # The columns whose numbers are rows of texts: stored values, and keys of maps.
         self._as_texts = as_texts | {column for column in accumulators[:, w.A_BY].tolist() if column >= 0}
+        # Whether numbers of texts are in rows; a count of different texts is a number like others.
+        self._shows_texts = any(
+            feature.dtype.scalar == "string" or feature.dtype.nesting == "map" for feature in view.features
+        )
         self._enters_late = bool((self._program.windows[:, w.W_KIND] == w.CLOSED).any())
         # Most steps of a quiet shard change nothing, so their frames without rows are made once.
         self._no_closed: StepRows | None = None
@@ -383,7 +388,9 @@ class ShardState:
             self.since_us = int(batch.arrival[0]) if len(batch.arrival) else clock_us
         done = 0
         n_words = self._program.value_words
-        rows = new_rows(self._program, max(_MIN_ROWS, min(2 * len(batch.rows), _MOST_ROW_WORDS // n_words)))
+        n_rows = min(2 * len(batch.rows), _MOST_ROW_WORDS // n_words)
+        # What is written there is copied out of it.
+        rows = new_rows(self._program, n_rows) if n_rows > _MIN_ROWS else _space.of(self._program, _MIN_ROWS)
         packed = self._packed()
         while True:
             needed = int(self._state.scalars[w.S_TOUCHED])
@@ -476,7 +483,7 @@ class ShardState:
         if wanted.coding == "known":
             return 0
         if values.null_count():
-            values = values.fill_null("" if values.dtype == pl.String() else 0)
+            values = values.set(pl.Series(~not_null(values)), "" if values.dtype == pl.String() else 0)
         if wanted.coding != "raw":
             return coded(values, wanted)
         if index not in self._as_texts:
@@ -568,7 +575,7 @@ class ShardState:
         count, first = int(rows.n[0]), self.seq
         self.seq += count
         # Numbers of texts may stand for others later.
-        if count < FEW_ROWS and not self._as_texts:
+        if count < FEW_ROWS and not self._shows_texts:
             words = RowWords.of(rows, self.directory.gather(rows.entity[:count])).copied()
             return StepRows.of(words, count, self._frames, first)
         keys, number = self._distinct(rows.entity[:count])
@@ -643,7 +650,7 @@ class ShardState:
         rows = new_rows(self._program, count)
         current(self._packed(), rows, self._scratch)
         words = CurrentWords.of(rows, self.directory.gather(rows.entity))
-        if 0 < count < FEW_ROWS and not self._as_texts:
+        if 0 < count < FEW_ROWS and not self._shows_texts:
             return StepRows.of(words, count, self._current_frames)
         current_rows = StepRows(self._current_frame([words]))
         if count == 0:
@@ -807,6 +814,32 @@ def new_rows(program: Program, capacity: int) -> Rows:
     )
 
 
+class _Space(threading.local):
+    """Space for a few rows of any view, the same in all steps of a thread: new memory costs more than they do."""
+
+    def __init__(self) -> None:
+        self._numbers = np.empty(0, np.int64)
+        self._entity = np.empty(0, np.int32)
+
+    def of(self, program: Program, capacity: int) -> Rows:
+        """Return the space for so many rows of a view's values."""
+        n_features = len(program.features)
+        firsts, others = w.N_ROW_WORDS * capacity, (w.N_ROW_WORDS + n_features) * capacity
+        end = (w.N_ROW_WORDS + program.value_words) * capacity
+        if len(self._numbers) < end:
+            self._numbers = np.empty(end, np.int64)
+        if len(self._entity) < capacity:
+            self._entity = np.empty(capacity, np.int32)
+        return Rows(
+            n=np.zeros(1, np.int64),
+            entity=self._entity[:capacity],
+            words=self._numbers[:firsts].reshape(w.N_ROW_WORDS, capacity),
+            firsts=self._numbers[firsts:others].reshape(n_features, capacity),
+            others=self._numbers[others:end].reshape(capacity, program.value_words - n_features),
+        )
+
+
+_space = _Space()
 _ROW_ARRAYS = ("touched", "dirty", "dead")
 
 

@@ -37,6 +37,18 @@ def arrow(numbers: npt.NDArray[Any]) -> pa.Array:
     return pl.Series(numbers).to_arrow()
 
 
+def not_null(column: pl.Series) -> npt.NDArray[np.bool_]:
+    """Return where a column has values, as ``is_not_null``, for which Polars runs a query.
+
+    A query costs more than the few rows of most batches.
+    """
+    if not column.null_count():
+        return np.ones(len(column), np.bool_)
+    array = column.to_arrow()
+    bits = np.frombuffer(array.buffers()[0], np.uint8)
+    return np.unpackbits(bits, bitorder="little")[array.offset : array.offset + len(array)].view(np.bool_)
+
+
 class Keys(NamedTuple):
     """A batch of keys in Arrow's layout: ``offsets`` int64 [n+1] into ``data`` uint8."""
 
@@ -74,7 +86,7 @@ class Keys(NamedTuple):
     @classmethod
     def joined(cls, parts: Sequence["Keys"]) -> "Keys":
         """Return the keys of all parts, one part after the other."""
-        lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+        lengths = np.concatenate([part.offsets[1:] - part.offsets[:-1] for part in parts])
         data = np.concatenate([part.data[part.offsets[0] : part.offsets[-1]] for part in parts])
         return cls(np.concatenate(([0], np.cumsum(lengths))), data)
 

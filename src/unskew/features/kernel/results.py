@@ -82,7 +82,7 @@ def _texts(name: str, codes: Ints, texts: Directory) -> pl.Series:
     n_distinct = number_texts(codes, numbers, distinct, places)
     each = pl.Series(name, [_OTHER]).append(texts.gather(distinct[1:n_distinct]).to_series(name))
     # From one piece; from several, Polars gathers texts one by one.
-    return each.rechunk().gather(pl.Series(places))
+    return each.rechunk()[pl.Series(places)]
 
 
 @compiled()
@@ -108,7 +108,7 @@ def number_texts(codes: Any, numbers: Any, distinct: Any, places: Any) -> int:
 def _spread(held: pl.Series, present: Bools) -> pl.Series:
     """Return the values of present rows at their places, with nulls between them."""
     places = series("", np.cumsum(present) - 1, present)
-    return held.gather(places) if len(held) else pl.Series(held.name, [None] * len(present), held.dtype)
+    return held[places.cast(pl.UInt32)] if len(held) else pl.Series(held.name, [None] * len(present), held.dtype)
 
 
 def _decimals(units: Ints, present: Bools, scale: int) -> pa.Array:

@@ -18,6 +18,7 @@ import polars as pl
 
 from unskew.features.definitions.avro_schema import AvroField, avro_fields
 from unskew.features.jit import compiled, inlined
+from unskew.features.selecting import framed
 from unskew.features.text_buffers import is_utf8
 from unskew.pipelines.kafka.blobs import Blobs
 from unskew.pipelines.kafka.poll import FRAME_BYTES
@@ -57,6 +58,9 @@ RAW: Mapping[str, pl.DataType] = {
 }
 # Deeper than any schema nests, and deeper than a message of a recursive type needs to.
 _DEEPEST = 1000
+
+
+_TRUE = pl.Series([b"\x01"], dtype=pl.Binary)
 
 
 class Wire:
@@ -112,6 +116,8 @@ class Wire:
         for key, value in metadata.items():
             self._header += varint(len(key)) + key + varint(len(value)) + value
         self._header += b"\0" + _SYNC
+        # The frame with which the last messages began, and a column of it.
+        self._first = b"", pl.Series([b""], dtype=pl.Binary)
 
     def check(self, values: Blobs, ids: Collection[int] | None = None) -> npt.NDArray[np.bool_]:
         """Return, for each message, whether it is exactly one record of the schema, under one of ``ids``.
@@ -149,17 +155,23 @@ class Wire:
         # There is nearly always one schema id; comparing with one needs no Python object per message.
         frames = frame.drop_in_place(_FRAME)
         first = values.data[:FRAME_BYTES].tobytes()
-        same = len(frames) == len(values) and (frames == pl.Series([first], dtype=pl.Binary)).all()
+        if first != self._first[0]:
+            self._first = first, pl.Series([first], dtype=pl.Binary)
+        same = len(frames) == len(values) and (frames == self._first[1]).all()
         if not same and not frames.equals(
             pl.Series([(value or b"")[:FRAME_BYTES] for value in values], dtype=pl.Binary)
         ):
             raise ValueError("the rows do not match the messages")
         if not self._symbols and not self._booleans:
             return frame
-        return frame.with_columns(
-            *(symbols.gather(frame[name]).alias(name) for name, symbols in self._symbols.items()),
-            *(pl.col(name) == pl.lit(b"\x01") for name in self._booleans),
-        )
+        return framed([self._meant(column) for column in frame.get_columns()])
+
+    def _meant(self, column: pl.Series) -> pl.Series:
+        """Return the symbols of numbers, and flags of bytes; other columns as they are."""
+        if column.name in self._symbols:
+            # As the numbers with which Polars counts, because others are first compared with their greatest.
+            return self._symbols[column.name][column.cast(pl.UInt32)].alias(column.name)
+        return column == _TRUE if column.name in self._booleans else column
 
 
 class _Types:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from unskew.features.definitions.avro_schema import TIMESTAMP
 from unskew.features.jit import allocating
 from unskew.features.rejection import Kind, Rejection
-from unskew.features.text_buffers import arrow
+from unskew.features.text_buffers import arrow, not_null
 from unskew.features.time import DAY_US, MAX_INSTANT_US, MIN_INSTANT_US
 
 # Years 1 to 9999, which common tools can show.
@@ -67,7 +67,7 @@ def typed(numbers: pl.Series, unit: Unit, dtype: pl.DataType, refusals: Refusals
         refusals.refuse(numbers.is_null(), "time", lambda _: "event_time is null")
     match unit.logical:
         case None:
-            return numbers.cast(dtype)
+            return numbers if numbers.dtype == dtype else numbers.cast(dtype)
         case "decimal":
             return _decimals(numbers, unit.scale, refusals)
         case "date":
@@ -120,7 +120,7 @@ def _decimals(unscaled: pl.Series, scale: int, refusals: Refusals) -> pl.Series:
     words = np.zeros((len(array), 2), np.uint64)
     fits = np.empty(len(array), np.bool_)
     _read_decimals(starts, np.frombuffer(data if data is not None else b"", np.uint8), words, fits)
-    present = unscaled.is_not_null().to_numpy()
+    present = not_null(unscaled)
     refusals.refuse(present & ~fits, "range", lambda _: f"{unscaled.name} has more than {_DIGITS} digits")
     # Beyond the limit of values: arithmetic on such a number would fail, and its whole batch with it.
     low, high = words.view(np.int64).T

@@ -13,6 +13,7 @@ import polars as pl
 
 from unskew.features.plan import StreamPlan
 from unskew.features.rejection import Kind, Rejection, clear
+from unskew.features.selecting import framed
 from unskew.features.time import format_duration
 from unskew.pipelines.decoding.columns import Refusals, texts
 from unskew.pipelines.decoding.conversions import converted
@@ -225,10 +226,10 @@ class Decoder(ABC):
             more.append(_key_column(stream.key_column, stream.key_format, poll, rows, refusals))
         more += [_header_column(column, header, poll, rows, refusals) for column, header in stream.headers.items()]
         arrivals = pl.Series("_arrival", poll.arrivals[rows])
-        event_times = frame[stream.event_time]
+        event_times = frame.get_column(stream.event_time)
         if stream.max_age_us is not None:
             age = format_duration(stream.max_age_us)
-            too_old = arrivals - event_times.to_physical() > stream.max_age_us
+            too_old = arrivals - event_times.cast(pl.Int64) > stream.max_age_us
             refusals.refuse(too_old, "time", lambda _: f"older than max_age ({age})")
         found = [
             *frame.get_columns(),
@@ -240,7 +241,7 @@ class Decoder(ABC):
         ]
         # Not by queries, each of which would cost more than the few rows of most polls.
         columns = {column.name: column for column in found}
-        return refusals.of(pl.DataFrame([columns[name] for name in self._no_events.columns]))
+        return refusals.of(framed([columns[name] for name in self._no_events.columns]))
 
     def _dead(self, poll: Poll, reasons: Mapping[int, Rejection]) -> pl.DataFrame:
         if not reasons and not poll.rejected:
@@ -349,10 +350,13 @@ def _key_column(column: str, key_format: str, poll: Poll, rows: npt.NDArray[np.i
 
     They are UTF-8 text, or a big-endian integer as Kafka's own serializers write it.
     """
-    keys = poll.keys.at(rows).series(column)
+    blobs = poll.keys.at(rows)
+    keys = blobs.series(column)
     if key_format == "string":
         return texts(keys, refusals, "key", "the record key")
     size, dtype = _KEY_BYTES[key_format]
+    if (blobs.sizes == size).all():
+        return pl.Series(column, blobs.data.view(f">i{size}").astype(np.int64))
     bad = keys.bin.size() != size
     refusals.refuse(bad, "key", lambda at: f"the record key has {len(keys[at])} bytes; {key_format} has {size}")
     sound = keys.to_frame().select(pl.when(~pl.lit(bad)).then(pl.col(column))).to_series() if bad.any() else keys

@@ -23,6 +23,7 @@ from unskew.features.definitions.inputs import row_of
 from unskew.features.definitions.json_schema import JsonField, json_fields
 from unskew.features.plan import StreamPlan
 from unskew.features.rejection import Rejection
+from unskew.features.selecting import framed
 from unskew.pipelines.decoding.columns import Refusals, Unit, typed
 from unskew.pipelines.decoding.conversions import days, instants
 from unskew.pipelines.decoding.decoder import (
@@ -101,7 +102,7 @@ class JsonDecoder(Decoder):
             parts.append((read, pl.DataFrame(records, schema=self._shape, orient="row")))
         rows, frame = merged(parts, pl.DataFrame(schema=self._shape))
         refusals = Refusals(rows, reasons)
-        return refusals.of(pl.DataFrame([self._column(field, frame, refusals) for field in self._fields]))
+        return refusals.of(framed([self._column(field, frame, refusals) for field in self._fields]))
 
     def _read_quickly(self, values: Blobs) -> Read:
         """Read the messages that msgspec accepts and reads as ``_read_one`` does."""

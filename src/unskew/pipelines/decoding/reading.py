@@ -211,7 +211,7 @@ class Reading:
 
 def _shaped(frame: pl.DataFrame, shape: Mapping[str, pl.DataType]) -> pl.DataFrame:
     """Return the frame with these columns and types; mostly it has them, and a query would cost more than the rest."""
-    if list(frame.schema.items()) == list(shape.items()):
+    if frame.columns == list(shape) and frame.dtypes == list(shape.values()):
         return frame
     return frame.select(list(shape)).cast(shape)  # type: ignore[arg-type]
 

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from unskew.features.definitions.avro_schema import AvroField, avro_fields, spell
+from unskew.features.selecting import framed
 from unskew.pipelines.decoding.avro_walk import RAW
 from unskew.pipelines.decoding.columns import Refusals, Unit, texts, typed
 
@@ -67,7 +68,7 @@ class Resolution:
     def apply(self, frame: pl.DataFrame, refusals: Refusals) -> pl.DataFrame:
         """Return typed columns of the stream from columns as ``Wire`` returns them; refuse rows that do not fit."""
         columns = [self._column(column, frame, refusals) for column in self._columns]
-        return pl.DataFrame(columns)
+        return framed(columns)
 
     def _column(self, column: _Column, frame: pl.DataFrame, refusals: Refusals) -> pl.Series:
         reader, writer = column.reader, column.writer
@@ -75,7 +76,7 @@ class Resolution:
             default = None if writer is not None else _default(reader)
             values = pl.Series(reader.name, [default], dtype=RAW[reader.kind]).new_from_index(0, frame.height)
         else:
-            values = frame[reader.name]
+            values = frame.get_column(reader.name)
             if writer.nullable and not reader.nullable:
                 refusals.refuse(
                     values.is_null(), "type", lambda _: f"{reader.name} is null, which its type does not allow"
