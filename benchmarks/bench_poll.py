@@ -1,6 +1,6 @@
 """Measure the processor time of one small poll, from records to bytes for Redis and rows for log and archive.
 
-    python benchmarks/bench_poll.py [--sizes 1 10 100 1000] [--views 1] [--ordered] [--beside PATH/src]
+    python benchmarks/bench_poll.py [--sizes 1 10 100 1000] [--views 1] [--ordered] [--texts] [--beside PATH/src]
     python benchmarks/bench_poll.py --idle [--partitions 100] [--rate 100] [--beside PATH/src]
 
 The first needs no broker and no Redis: a poll goes through the router (decoding, evaluation, slices), the shard's step,
@@ -26,7 +26,18 @@ from typing import Any
 
 import polars as pl
 import redis
-from workload import SCHEMA, STAGES, live_in, nine_features, one_epoch, processor_s, turns
+from workload import (
+    SCHEMA,
+    STAGES,
+    features_of_texts,
+    live_in,
+    nine_features,
+    of_numbers,
+    of_texts,
+    one_epoch,
+    processor_s,
+    turns,
+)
 
 HERE = Path(__file__)
 EPOCH_POLLS = 500
@@ -34,10 +45,11 @@ EPOCH_POLLS = 500
 HOME = Path(__file__).resolve().parent.parent / "src"
 
 
-def measure(n_records: int, n_views: int, *, partitioned: bool) -> dict[str, float]:
+def measure(n_records: int, n_views: int, *, partitioned: bool, texts: bool) -> dict[str, float]:
     """Return microseconds a poll, by stage, of one epoch; one before that warms up."""
-    views = list(nine_features(n_views, partitioned=partitioned).views.values())
-    return one_epoch(views, turns(n_records, n_turns=EPOCH_POLLS), n_turns=EPOCH_POLLS)
+    plan = (features_of_texts if texts else nine_features)(n_views, partitioned=partitioned)
+    coming = turns(n_records, n_turns=EPOCH_POLLS, encoded=of_texts if texts else of_numbers)
+    return one_epoch(list(plan.views.values()), coming, n_turns=EPOCH_POLLS)
 
 
 def serve() -> None:
@@ -75,7 +87,7 @@ class Beside:
         self._process.wait()
 
 
-def compare(sources: Mapping[str, Path], sizes: list[int], n_rounds: int, n_views: int, *, partitioned: bool) -> None:
+def compare(sources: Mapping[str, Path], sizes: list[int], n_rounds: int, **asked: Any) -> None:
     """Print a row for each size and package, and the ratio of the first to the others."""
     sides = {name: Beside(source) for name, source in sources.items()}
     print(f"| records | package | {' | '.join(STAGES)} | together, us | ratio |")
@@ -85,7 +97,7 @@ def compare(sources: Mapping[str, Path], sizes: list[int], n_rounds: int, n_view
             found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
             for _ in range(n_rounds):
                 for name, side in sides.items():
-                    found[name].append(side(n_records=n_records, n_views=n_views, partitioned=partitioned))
+                    found[name].append(side(n_records=n_records, **asked))
             middles = {
                 name: {stage: statistics.median(row[stage] for row in rows) for stage in STAGES}
                 for name, rows in found.items()
@@ -194,6 +206,7 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ordered", action="store_true", help="hashed shards instead of partitioned ones")
+    parser.add_argument("--texts", action="store_true", help="events with texts, nulls, an enum and a decimal")
     parser.add_argument("--beside", type=Path, help="the folder that holds another version of the package")
     parser.add_argument("--idle", action="store_true", help="the cores of a pipeline on a quiet topic")
     parser.add_argument("--partitions", type=int, default=100)
@@ -213,7 +226,8 @@ def main() -> None:
     if given.idle:
         quiet(sources, given)
     else:
-        compare(sources, given.sizes, given.rounds, given.views, partitioned=not given.ordered)
+        how = {"n_views": given.views, "partitioned": not given.ordered, "texts": given.texts}
+        compare(sources, given.sizes, given.rounds, **how)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,18 @@
 pipeline without its journal.
 """
 
+import io
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
+import fastavro
 import numpy as np
 import polars as pl
 
@@ -28,6 +31,20 @@ SCHEMA = {
     ],
 }
 
+TEXTS_SCHEMA = {
+    "type": "record",
+    "name": "Purchase",
+    "fields": [
+        {"name": "user", "type": "string"},
+        {"name": "amount", "type": ["null", "double"]},
+        {"name": "items", "type": ["null", "long"]},
+        {"name": "paid", "type": "boolean"},
+        {"name": "kind", "type": {"type": "enum", "name": "Kind", "symbols": ["web", "app", "shop"]}},
+        {"name": "page", "type": ["null", "string"]},
+        {"name": "price", "type": {"type": "bytes", "logicalType": "decimal", "precision": 12, "scale": 2}},
+        {"name": "at", "type": {"type": "long", "logicalType": "timestamp-micros"}},
+    ],
+}
 N_ENTITIES = 100_000
 EPOCH_US = 5_000_000
 TURNS_AT_ONCE = 50
@@ -92,6 +109,29 @@ def nine_features(
         return FeatureView(f"by_user_{number}", entity=user, stream=stream, features=features, where=where)
 
     return compile_definitions(*(view(number) for number in range(n_views)))
+
+
+def features_of_texts(n_views: int, *, partitioned: bool = True) -> Any:
+    """Return views with the same six features of ``TEXTS_SCHEMA`` over five minutes, one of them with a filter."""
+    from unskew.features.definitions import agg
+    from unskew.features.definitions.compile import compile as compile_definitions
+    from unskew.features.definitions.vocabulary import Entity, Feature, FeatureView, Sliding, Stream
+
+    by = "user" if partitioned else None
+    stream = Stream("events", topic="events", schema=TEXTS_SCHEMA, event_time="at", settle="10ms", partitioned_by=by)
+    window = Sliding("5m")
+    features = [
+        Feature("purchases", agg.count(), window),
+        Feature("spend", agg.sum("amount"), window),
+        Feature("most_items", agg.max("items"), window),
+        Feature("price", agg.sum("price"), window),
+        Feature("pages", agg.count_distinct("page"), window),
+        Feature("paid_online", agg.count(), window, where="paid and kind = 'web'"),
+    ]
+    user = Entity("user", key="user")
+    return compile_definitions(
+        *(FeatureView(f"by_user_{each}", entity=user, stream=stream, features=features) for each in range(n_views))
+    )
 
 
 class Way:
@@ -178,12 +218,48 @@ class Way:
         self._took("epoch's end")
 
 
-def turns(n_records: int, n_partitions: int = 1, *, n_turns: int) -> Iterator[list[Any]]:
+Encode = Callable[[np.ndarray, np.ndarray, np.ndarray], list[bytes]]
+"""Makes messages of users, amounts and instants in microseconds."""
+
+
+def of_numbers(users: np.ndarray, amounts: np.ndarray, at: np.ndarray) -> list[bytes]:
+    """Return messages of ``SCHEMA``."""
+    from unskew.demo.encode import encode
+
+    return encode(pl.DataFrame({"user": users, "amount": amounts, "at": at}), SCHEMA)
+
+
+def of_texts(users: np.ndarray, amounts: np.ndarray, at: np.ndarray) -> list[bytes]:
+    """Return messages of ``TEXTS_SCHEMA``; about every third amount, number of items and page is null."""
+    from unskew.demo.encode import FRAME
+
+    parsed = fastavro.parse_schema(
+        {**TEXTS_SCHEMA, "fields": [*TEXTS_SCHEMA["fields"][:-1], {"name": "at", "type": "long"}]}
+    )
+    found = []
+    for user, amount, instant in zip(users.tolist(), amounts.tolist(), at.tolist(), strict=True):
+        cents = int(amount * 100)
+        record = {
+            "user": f"user-{user:06d}",
+            "amount": amount if cents % 3 else None,
+            "items": cents % 7 if cents % 4 else None,
+            "paid": cents % 2 == 0,
+            "kind": ("web", "app", "shop")[cents % 3],
+            "page": f"/shop/{cents % 50}" if cents % 5 > 1 else None,
+            "price": Decimal(cents) / 100,
+            "at": instant,
+        }
+        body = io.BytesIO()
+        fastavro.schemaless_writer(body, parsed, record)
+        found.append(FRAME + body.getvalue())
+    return found
+
+
+def turns(n_records: int, n_partitions: int = 1, *, n_turns: int, encoded: Encode = of_numbers) -> Iterator[list[Any]]:
     """Yield turns without end, of which so many make five seconds: the polls of the partitions that have records.
 
     ``n_records``: of each turn, all partitions together; without any, every partition has a poll with its clock alone.
     """
-    from unskew.demo.encode import encode
     from unskew.pipelines.kafka.blobs import Blobs
     from unskew.pipelines.kafka.poll import Poll
 
@@ -196,7 +272,7 @@ def turns(n_records: int, n_partitions: int = 1, *, n_turns: int) -> Iterator[li
         for user, amount in zip(users, amounts, strict=True):
             at = now_us + np.sort(random.integers(0, step_us, n_records))
             now_us += step_us
-            values = np.array(encode(pl.DataFrame({"user": user, "amount": amount, "at": at}), SCHEMA), object)
+            values = np.array(encoded(user, amount, at), object)
             turn = []
             for partition in range(n_partitions):
                 own = user % n_partitions == partition
