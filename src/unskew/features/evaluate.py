@@ -60,7 +60,6 @@ class Evaluator:
             self._where |= view.where.fails
             self._tests.append((view.where.fails, f"{view.name}: where {_INEXACT}"))
         arrival, event_time = pl.col(ARRIVAL).to_physical(), pl.col(EVENT_TIME).to_physical()
-        # These are not left to a query, which costs more than the few rows of most batches; see ``_selected``.
         self._columns = [
             pl.min_horizontal(arrival, event_time).alias("effective"),
             arrival.alias("arrival"),
@@ -113,16 +112,13 @@ class Evaluator:
         self._tests_always = bool(always)
         if always:
             self._columns.append(pl.any_horizontal(_distinct(always)).alias(_BAD))
-        # Values that are floats of one column as they are, by name.
+        # Values that are floats of one column as they are, by name, and whether nothing else is asked for.
         self._as_they_are = {
             f"v{index}": name
             for index, value in enumerate(view.values)
             if value.dtype.scalar == "float64" and (name := _column_of(value)) is not None
         }
-        self._named = {column.meta.output_name(): column for column in self._columns}
-        asked = [column for name, column in self._named.items() if name not in self._as_they_are]
-        # With the offsets, because an expression may give one number for all events.
-        self._asked = asked[n_direct - 1 :]
+        self._are_columns = len(self._columns) == n_direct + len(self._as_they_are)
 
     def text(self) -> tuple[object, ...]:
         """Return all that the evaluated events depend on; evaluators with equal texts give equal ``events``.
@@ -175,26 +171,23 @@ class Evaluator:
 
     def _selected(self, decoded: pl.DataFrame, keys: pl.Series) -> pl.DataFrame:
         """Return the keys and what ``self._columns`` give; no query is run if the values are columns as they are."""
+        values = {name: decoded.get_column(column) for name, column in self._as_they_are.items()}
+        # What the expressions do to zeros and nulls is left to them.
+        if not self._are_columns or not all(map(_is_as_it_is, values.values())):
+            return select(decoded, self._columns).insert_column(0, keys)
         # A cast, because ``Series.to_physical`` runs a query.
         arrival, event_time = (decoded.get_column(name).cast(pl.Int64) for name in (ARRIVAL, EVENT_TIME))
-        found = {
-            "effective": pl.Series("effective", np.minimum(arrival.to_numpy(), event_time.to_numpy())),
-            "arrival": arrival.alias("arrival"),
-            "event_time": event_time.alias("event_time"),
-            "partition": decoded.get_column(PARTITION).alias("partition"),
-            "offset": decoded.get_column(OFFSET).alias("offset"),
-        }
-        asked = list(self._asked)
-        for name, column in self._as_they_are.items():
-            numbers = decoded.get_column(column)
-            # What the expression does to zeros and nulls is left to it.
-            if numbers.dtype == pl.Float64 and not numbers.null_count() and numbers.to_numpy().all():
-                found[name] = numbers.alias(name)
-            else:
-                asked.append(self._named[name])
-        if len(asked) > 1:
-            found |= {column.name: column for column in select(decoded, asked).get_columns()}
-        return framed([keys, *(found[name] for name in self._named)])
+        return framed(
+            [
+                keys,
+                pl.Series("effective", np.minimum(arrival.to_numpy(), event_time.to_numpy())),
+                arrival.alias("arrival"),
+                event_time.alias("event_time"),
+                decoded.get_column(PARTITION).alias("partition"),
+                decoded.get_column(OFFSET).alias("offset"),
+                *(numbers.alias(name) for name, numbers in values.items()),
+            ]
+        )
 
     def _rejected(self, decoded: pl.DataFrame, keys: pl.Series) -> pl.DataFrame:
         """Return where each event came from and the first reason against it; null if there is none."""
@@ -232,6 +225,11 @@ def _column_of(value: ValuePlan) -> str | None:
         return None
     column = pl.col(names[0])
     return names[0] if value.expr.meta.eq(column) or value.expr.meta.eq(column.cast(pl.Float64)) else None
+
+
+def _is_as_it_is(numbers: pl.Series) -> bool:
+    """Return whether the expression of a float64 value leaves all numbers of a column as they are."""
+    return numbers.dtype == pl.Float64 and not numbers.null_count() and bool(numbers.to_numpy().all())
 
 
 def _number(value: ValuePlan) -> pl.Expr:
