@@ -1,7 +1,10 @@
 """An event on which an expression fails is rejected by itself."""
 
+import struct
+
 import numpy as np
 import polars as pl
+import pytest
 
 from tests.support.plans import SECOND, Wanted, events, sliding, view
 from unskew.features.evaluate import evaluate
@@ -24,6 +27,37 @@ def test_an_event_on_which_an_expression_fails_leaves_its_neighbours_alone():
     assert found.rejected["reason"][0].startswith(
         "view: an expression fails on it: conversion from `f64` to `i64` failed"
     )
+
+
+@pytest.mark.parametrize("dtype", [pl.Float64(), pl.Float32()])
+@pytest.mark.parametrize(
+    "numbers",
+    [[1.5, -2.5], [1.5, 0.0], [-0.0, 1.5], [None, 1.5], [None, -0.0], [None, None], [2.0**61, -1e-300]],
+    ids=str,
+)
+def test_a_column_as_it_is_has_the_numbers_of_its_events_and_no_negative_zero(numbers, dtype):
+    plan = view(Wanted("sum", "sum", WINDOW, pl.col("y"), "float64"), columns={"y": dtype})
+    rows = [(5 + at, 7 - at, {"user": "a", "y": number}) for at, number in enumerate(numbers)]
+
+    found = evaluate(plan, events(rows, columns={"y": dtype})).events
+
+    given = [None if x is None else struct.unpack("f", struct.pack("f", x))[0] for x in numbers]
+    exact = numbers if dtype == pl.Float64 else given
+    expected = [None if x is None else (x or 0.0).hex() for x in exact]
+    assert [None if x is None else x.hex() for x in found["v0"]] == expected
+    assert found["arrival"].to_list() == [row[0] for row in rows]
+    assert found["event_time"].to_list() == [row[1] for row in rows]
+    assert found["effective"].to_list() == [min(row[:2]) for row in rows]
+    assert found["offset"].to_list() == list(range(len(rows)))
+
+
+def test_an_expression_of_one_number_gives_it_for_each_event():
+    plan = view(Wanted("ones", "sum", WINDOW, pl.lit(1.0), "float64"), Wanted("sum", "sum", WINDOW, "x"))
+    rows = [(at, at, {"user": "a", "x": 2.5}) for at in range(3)]
+
+    found = evaluate(plan, events(rows)).events
+
+    assert sorted(found[name].to_list() for name in ("v0", "v1")) == [[1.0] * 3, [2.5] * 3]
 
 
 def test_a_number_beyond_the_range_is_rejected_by_the_first_feature_that_reads_it_and_only_where_its_filter_holds():

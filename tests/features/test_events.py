@@ -13,8 +13,19 @@ from tests.support.plans import DAY, HOUR, MINUTE, SECOND, Wanted, events, lifet
 from unskew.features.evaluate import evaluate
 from unskew.features.events import Events, EventWords
 from unskew.features.shard_state import ShardState
+from unskew.features.text_buffers import not_null
 
 WINDOW = sliding(5 * MINUTE, MINUTE)
+NULLS = {
+    "all known": pl.Series([1, 2, 3, 4]),
+    "numbers": pl.Series([1, None, 3, None]),
+    "floats": pl.Series([None, -0.0, float("nan"), None]),
+    "flags": pl.Series([True, None, False, None]),
+    "texts": pl.Series(["a", None, "a text that is longer than others", ""]),
+    "bytes": pl.Series([b"", None, b"ab", None]),
+    "none known": pl.Series([None] * 4, dtype=pl.Int64),
+    "two pieces": pl.Series([1, None]).append(pl.Series([None, 4])),
+}
 COLUMNS = {"b": pl.Boolean(), "at": pl.Datetime("us", "UTC"), "d": pl.Decimal(38, 2), "s": pl.String()}
 OF_NUMBERS = [
     Wanted("n", "count", WINDOW),
@@ -145,3 +156,14 @@ def test_merged_events_of_one_arrival_come_in_the_order_given():
 
     found = [(arrival // SECOND, partition) for arrival, partition in merged.select("arrival", "partition").iter_rows()]
     assert found == [(1, 0), (1, 2), (3, 0), (3, 0), (3, 1), (4, 1), (5, 0), (5, 2)]
+
+
+@pytest.mark.parametrize("name", NULLS)
+@pytest.mark.parametrize(("begin", "end"), [(0, 4), (1, 4), (1, 2), (3, 4), (2, 2)])
+def test_nulls_are_found_in_a_part_of_a_column(name, begin, end):
+    column = NULLS[name][begin:end]
+
+    found = not_null(column)
+
+    assert found.dtype == np.bool_
+    assert found.tolist() == [value is not None for value in column.to_list()]

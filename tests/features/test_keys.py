@@ -3,6 +3,7 @@
 from urllib.parse import quote
 
 import polars as pl
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +13,18 @@ from unskew.features.view import ViewEntity
 
 PAIR = ViewEntity(name="pair", keys=("number", "text"), types=("int64", "string"))
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+
+
+@pytest.mark.parametrize("n", [1, 1_000, 1_001, 5_000])
+@pytest.mark.parametrize("odd", [None, "a|b", "50%", "é", ""])
+def test_one_key_that_must_be_encoded_is_found_among_few_and_many(n: int, odd: str | None) -> None:
+    entity = ViewEntity(name="one", keys=("text",), types=("string",))
+    texts = [*(f"user-{number}" for number in range(n - 1)), odd]
+
+    keys = encode_keys(pl.DataFrame({"text": pl.Series(texts, dtype=pl.String)}), entity)
+
+    assert keys.to_list() == [None if text is None else quote(text, safe="") for text in texts]
+    assert decode_keys(keys, entity)["text"].to_list() == texts
 
 
 @given(st.lists(st.tuples(st.integers(-(2**63), 2**63 - 1), TEXTS), min_size=1, max_size=8))

@@ -23,6 +23,9 @@ VIEWS = {
     ),
     "two keys": view(Wanted("a", "sum", SHORT, "x"), keys={"user": "string", "n": "int64"}),
     "texts": view(Wanted("a", "mode", LONG, pl.col("user"), "string"), Wanted("b", "count", SHORT)),
+    "different texts": view(
+        Wanted("a", "count_distinct", SHORT, pl.col("user"), "string"), Wanted("b", "sum", LONG, "x")
+    ),
     "map": view(Wanted("a", "count", SHORT, by=pl.col("user"), parameters={"keys": 4})),
     "list": view(Wanted("a", "last_n", SHORT, "x", parameters={"n": 3})),
     "calendar": view(Wanted("a", "count", calendar("day"))),
