@@ -297,7 +297,7 @@ def show_http(
         if feast is not None:
             print(f"over HTTP, {n_entities} x 20, feast serve:")
             command = [
-                str(feast_python.with_name("feast")),
+                str(feast_python.absolute().with_name("feast")),
                 "serve",
                 "--port",
                 "PORT",
