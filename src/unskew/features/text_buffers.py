@@ -65,6 +65,11 @@ class Keys(NamedTuple):
         starts = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
         return cls(starts, np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8))
 
+    @property
+    def n_bytes(self) -> int:
+        """The length of all keys together."""
+        return int(self.offsets[-1] - self.offsets[0])
+
     def to_series(self, name: str) -> pl.Series:
         """Return the same keys as a String series."""
         array = pa.LargeStringArray.from_buffers(

@@ -53,7 +53,7 @@ from unskew.pipelines.decoding.columns import _read_decimals
 from unskew.pipelines.kafka.blobs import _cut as _cut_out
 from unskew.pipelines.kafka.fetching import _keep, _look
 from unskew.pipelines.kafka.headers import _find_last
-from unskew.sinks.redis.resp_bytes import write_rows
+from unskew.sinks.redis.resp_bytes import take_numbers, write_rows
 
 _LOOK_S = 0.1
 _N_PARTS = 2
@@ -88,8 +88,9 @@ def entries() -> list[list[Entry]]:
         Entry.of(_hang, program, state, narrow, *tiles),
     ]
     of_the_rest = [
-        Entry.of(write_rows, octets, shown_octets, ints, shown_octets, 0, shown_octets, ints, ints, shown_octets, shown,
-               tables, many_marks, shown_marks, shown),
+        Entry.of(take_numbers, tables, tables, ints, marks, tables, tables, many_marks, marks),
+        Entry.of(write_rows, octets, shown_octets, ints, shown_octets, 0, shown_octets, ints, ints, ints, shown_octets,
+               shown, shown_octets, shown, tables, many_marks, shown_marks, shown),
         Entry.of(_look, ints, 0),
         Entry.of(_keep, ints, tables, octets),
         Entry.of(_cut_out, shown_octets, ints, ints, octets),

@@ -16,7 +16,14 @@ from unskew.sinks.redis.resp import RowEncoder
 from unskew.sinks.redis.writer import RedisWriter
 
 WINDOW = sliding(5 * MINUTE, MINUTE)
-COLUMNS = {"b": pl.Boolean(), "at": pl.Datetime("us", "UTC"), "d": pl.Decimal(38, 2), "s": pl.String()}
+COLUMNS = {
+    "b": pl.Boolean(),
+    "at": pl.Datetime("us", "UTC"),
+    "d": pl.Decimal(38, 2),
+    "units": pl.Decimal(38, 0),
+    "small": pl.Decimal(38, 18),
+    "s": pl.String(),
+}
 PLAIN = {
     "of all kinds": [
         Wanted("n", "count", WINDOW),
@@ -29,15 +36,31 @@ PLAIN = {
         Wanted("wide", "std", lifetime(), "x", parameters={"ddof": 1}),
     ],
     "without floats": [Wanted("was_on", "first", WINDOW, "b", "bool"), Wanted("n", "count", WINDOW)],
+    "of decimals": [
+        Wanted("price", "max", WINDOW, "d", "decimal(38,2)"),
+        Wanted("spend", "sum", lifetime(), "d", "decimal(38,2)", filter="n > 3"),
+        Wanted("units", "last", WINDOW, "units", "decimal(38,0)"),
+        Wanted("small", "min", WINDOW, "small", "decimal(38,18)"),
+        Wanted("x", "last", WINDOW, "x"),
+    ],
     "of floats alone": [Wanted("mean", "mean", WINDOW, "x"), Wanted("sum", "sum", lifetime(), "x", filter="n > 3")],
 }
 OTHERS = {
     "of texts": [Wanted("word", "last", WINDOW, "s", "string")],
-    "of decimals": [Wanted("price", "max", WINDOW, "d", "decimal(38,2)")],
     "of lists": [Wanted("lasts", "last_n", WINDOW, "n", "int64", parameters={"n": 3})],
 }
 FLOATS = [0.1, -0.0, 1e300, 5e-324, 1 / 3, 123456789.123, -2.0, None]
 INTEGERS = [0, 7, -(2**63), 2**63 - 1, 3, None]
+# The largest decimals are of 2**63 - 1 units of their last digit.
+DECIMALS = ["-0.01", "12.30", "0.00", "-7.00", "92233720368547758.07", "-92233720368547758.07", None]
+UNITS = ["0", "-5", "10", "9223372036854775807", "-9223372036854775807", None]
+SMALL = ["0.000000000000000001", "-0.100000000000000000", "9.223372036854775807", "-9.223372036854775807", "3", None]
+
+
+def of(texts, draw):
+    """Return one of these decimals, or null."""
+    text = draw.choice(texts)
+    return None if text is None else Decimal(text)
 
 
 def history(first, n, draw):
@@ -52,7 +75,9 @@ def history(first, n, draw):
                     "x": draw.choice(FLOATS),
                     "n": draw.choice(INTEGERS),
                     "s": draw.choice(["é\n", "", "word", None]),
-                    "d": draw.choice([Decimal("-0.01"), Decimal("12.30"), None]),
+                    "d": of(DECIMALS, draw),
+                    "units": of(UNITS, draw),
+                    "small": of(SMALL, draw),
                     "b": draw.choice([True, False, None]),
                     "at": draw.choice(
                         [None, dt.datetime(1, 1, 1, tzinfo=dt.UTC), dt.datetime(2026, 3, 1, tzinfo=dt.UTC)]

@@ -72,7 +72,8 @@ class Line:
             raise redis.ConnectionError("Connection closed")
         self.socket = found
         self._replies = Replies(found.recv_into)
-        self._held: list[Commands] = []
+        self._waiting: list[Commands] = []
+        self._n_waiting = 0
         self.redirected: dict[int, _Redirection] = {}
 
     def call_it(self, name: str) -> None:
@@ -80,28 +81,36 @@ class Line:
         self._connection.send_command("CLIENT", "SETNAME", name)  # type: ignore[no-untyped-call]
         self._connection.read_response()
 
-    def hold(self, commands: Commands) -> None:
-        """Keep short commands, to be sent ahead of the next ones, or when the line is finished."""
-        self._held.append(commands)
+    def send(self, commands: Commands) -> None:
+        """Send commands after those that were given before.
 
-    def send(self, *commands: Commands) -> None:
-        """Send the held commands and these, and return once all commands sent before them are answered."""
-        going = [*self._held, *commands]
-        self._held = []
-        n_replies = sum(one.n_replies for one in going)
-        parts = [one.data for one in going]
-        if sum(map(len, parts)) < BYTES_PER_READ:
-            # A system call costs more than copying a few bytes.
+        Short ones wait for others, or until the line is finished: to send, and to be answered, takes the same for one
+        command as for hundreds. Others return once all commands sent before them are answered.
+        """
+        self._waiting.append(commands)
+        self._n_waiting += len(commands.data)
+        if self._n_waiting >= BYTES_PER_READ:
+            self.send_waiting()
+
+    def finish(self) -> None:
+        """Send what waits, and await all replies."""
+        self.send_waiting()
+        self._read(down_to=0)
+
+    def send_waiting(self) -> None:
+        """Send what waits, and return once all commands sent before that are answered."""
+        if not self._waiting:
+            return
+        *short, last = self._waiting
+        n_replies = last.n_replies + sum(one.n_replies for one in short)
+        # A system call costs more than copying a few bytes.
+        parts = [b"".join(one.data for one in short), last.data] if short else [last.data]
+        if len(last.data) < BYTES_PER_READ:
             parts = [b"".join(parts)]
+        self._waiting, self._n_waiting = [], 0
         self._connection.send_packed_command(parts, check_health=False)  # type: ignore[no-untyped-call]
         self._replies.expect(n_replies)
         self._read(down_to=n_replies)
-
-    def finish(self) -> None:
-        """Send the held commands, and await all replies."""
-        if self._held:
-            self.send()
-        self._read(down_to=0)
 
     def break_off(self) -> None:
         """Close the connection: the next command must not read outstanding replies as its own."""
@@ -190,7 +199,7 @@ class OneServer:
         yield self._client
 
     def set_fields(self, key: str, values: Mapping[str, int | str], *, anywhere: bool = True) -> None:  # noqa: ARG002
-        self._only.hold(hset(key, values))
+        self._only.send(hset(key, values))
 
     def send_rows(self, encoder: RowEncoder, rows: StepRows, now_us: int, *, persist: bool = False) -> None:
         if (few := encoder.encode_words(rows, now_us, persist=persist)) is not None:
@@ -285,7 +294,7 @@ class ClusterNodes:
 
     def set_fields(self, key: str, values: Mapping[str, int | str], *, anywhere: bool = True) -> None:
         self._fields.append((key, values, anywhere))
-        self._line_of(slot_of(key)).hold(hset(key, values))
+        self._line_of(slot_of(key)).send(hset(key, values))
 
     def send_rows(self, encoder: RowEncoder, rows: StepRows, now_us: int, *, persist: bool = False) -> None:
         sent = _Rows(encoder, rows.frame(), now_us, persist)
@@ -321,6 +330,9 @@ class ClusterNodes:
     def _answers(self) -> dict[int, _Redirection]:
         """Await all replies; return the refusals, by slot."""
         redirected: dict[int, _Redirection] = {}
+        # All servers work at the same time.
+        for line in self._lines.values():
+            line.send_waiting()
         for line in self._lines.values():
             line.finish()
             redirected |= line.redirected

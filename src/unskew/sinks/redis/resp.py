@@ -14,7 +14,7 @@ garbage. Values have the texts that ``texts`` describes; a null field is absent.
 Every reply to these commands is an integer, a status or an array of integers, as ``resp_replies`` expects.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import hiredis
@@ -32,6 +32,8 @@ from unskew.sinks.redis import resp_bytes
 from unskew.sinks.redis.keyspace import value_key
 from unskew.sinks.redis.texts import text_of
 from unskew.sinks.redis.wire import argument, command
+
+_NO_TEXTS = Keys(np.zeros(1, np.int64), np.empty(0, np.uint8))
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class RowEncoder:
         of_scalars = {"float64": "float", "int64": "integer", "bool": "integer", "timestamp": "integer"}
         self._kinds = ["text" if t.nesting else of_scalars.get(t.scalar, "text") for t in types.values()]
         self._n_floats = self._kinds.count("float")
+        self._scales = np.zeros(len(types), np.int64)
         self._texts = [
             text_of(pl.col(name), dtype).alias(name)
             for (name, dtype), kind in zip(types.items(), self._kinds, strict=True)
@@ -78,7 +81,7 @@ class RowEncoder:
         self._name_ends = np.cumsum([0, *map(len, names)])
         self._pieces = _bytes(resp_bytes.PIECES)
         self._piece_ends = np.array(resp_bytes.PIECE_ENDS)
-        self._plain = _Plain.of(view, self._kinds)
+        self._plain = _Plain.of(view)
         # Reused, because the page faults of a new buffer of this size cost more than filling it.
         self._out = np.empty(0, np.uint8)
 
@@ -102,26 +105,25 @@ class RowEncoder:
         for field, (name, kind) in enumerate(zip(self._fields, self._kinds, strict=True)):
             column = columns[name]
             if kind == "float":
+                sources[field] = -1 - len(floats)
                 values = column.to_numpy()
                 # No stored value is NaN, so each NaN stands for a null; its text is never read.
                 np.isnan(values, out=missing[field])
                 floats.append(values)
-                sources[field] = -1 - len(floats)
             elif kind == "text":
+                sources[field] = -1 - self._n_floats - len(strings)
                 if column.null_count():
                     missing[field] = column.is_null().to_numpy()
                 strings.append(column)
-                sources[field] = -1 - self._n_floats - len(strings)
             else:
                 sources[field] = len(numbers)
                 numbers.append(_integers(column, missing[field]))
-        texts = [columns["key"]]
-        if floats:
-            texts.append(_float_texts(np.concatenate(floats)))
-        texts += strings
+        texts = strings if not floats else [_float_texts(np.concatenate(floats)), *strings]
         return self._written(
-            Keys.of(texts[0] if len(texts) == 1 else pl.concat(texts)),
+            Keys.of(columns["key"]),
+            _NO_TEXTS if not texts else Keys.of(texts[0] if len(texts) == 1 else pl.concat(texts)),
             sources,
+            self._scales,
             np.stack(numbers),
             missing,
             columns["_gone"].to_numpy(),
@@ -137,38 +139,45 @@ class RowEncoder:
         if plain is None or held is None:
             return None
         words: CurrentWords = held[1]
-        values, n_rows = words.firsts, rows.height
-        missing = np.zeros((len(self._fields), n_rows), np.bool_)
-        np.equal(words.present >> plain.bits & 1, 0, out=missing[: len(plain.bits)])
-        np.logical_not(words.has_until, out=missing[-1])
-        numbers = np.concatenate((values[plain.numbers], words.changed_at[np.newaxis], words.until[np.newaxis]))
-        if len(plain.booleans):
-            numbers[plain.booleans] = numbers[plain.booleans] != 0
-        texts = words.keys
-        if len(plain.floats):
-            floats = values[plain.floats].view(np.float64)
-            missing[plain.floats] |= np.isnan(floats)
-            texts = Keys.joined([texts, Keys.of(_float_texts(floats.ravel()))])
-        return self._written(
-            texts,
+        n_rows, n_floats = rows.height, self._n_floats
+        numbers = np.empty((len(self._fields) - n_floats, n_rows), np.int64)
+        floats = np.empty((n_floats, n_rows), np.int64)
+        missing = np.empty((len(self._fields), n_rows), np.bool_)
+        gone = np.empty(n_rows, np.bool_)
+        resp_bytes.take_numbers(
+            np.ascontiguousarray(words.firsts),
+            np.ascontiguousarray(words.words),
             plain.sources,
+            plain.booleans,
+            numbers,
+            floats,
+            missing,
+            gone,
+        )
+        return self._written(
+            words.keys,
+            Keys.of(_float_texts(floats.ravel().view(np.float64))) if n_floats else _NO_TEXTS,
+            plain.sources,
+            plain.scales,
             numbers,
             missing,
-            words.is_gone,
+            gone,
             self._expiries_ms(n_rows, now_us, lambda: (words.empty_at, ~words.has_empty_at), persist=persist),
         )
 
     def _written(
         self,
+        keys: Keys,
         texts: Keys,
         sources: Ints,
+        scales: Ints,
         numbers: Ints,
         missing: npt.NDArray[np.bool_],
         gone: npt.NDArray[np.bool_],
         expires_ms: Ints,
     ) -> Commands:
         """Return the commands of rows; the arguments are those of ``resp_bytes.write_rows``."""
-        out = self._buffer(len(gone), texts)
+        out = self._buffer(keys, texts)
         n_bytes, n_replies = resp_bytes.write_rows(
             out,
             self._pieces,
@@ -178,6 +187,9 @@ class RowEncoder:
             self._names,
             self._name_ends,
             sources,
+            scales,
+            read_only(keys.data),
+            read_only(keys.offsets),
             read_only(texts.data),
             read_only(texts.offsets),
             numbers,
@@ -225,17 +237,17 @@ class RowEncoder:
         expires_us = instants + self._expire_after_us
         return np.where(~missing & (expires_us > now_us), -(-expires_us // 1000), 0)
 
-    def _buffer(self, n_rows: int, texts: Keys) -> npt.NDArray[np.uint8]:
-        """Return a buffer with room for the longest commands that ``n_rows`` can need."""
-        n_fields = len(self._fields)
+    def _buffer(self, keys: Keys, texts: Keys) -> npt.NDArray[np.uint8]:
+        """Return a buffer with room for the longest commands that rows of these keys and texts can need."""
+        n_rows, n_fields = len(keys.offsets) - 1, len(self._fields)
         # A key occurs in up to three commands, a field name in one: it is set or removed.
         of_a_row = (
             resp_bytes.MOST_AROUND_A_ROW
             + 3 * len(self._around_key)
             + len(self._names)
-            + n_fields * (resp_bytes.MOST_AROUND_AN_ARGUMENT + resp_bytes.MOST_DIGITS)
+            + n_fields * (resp_bytes.MOST_AROUND_AN_ARGUMENT + resp_bytes.MOST_OF_A_NUMBER)
         )
-        size = n_rows * of_a_row + 3 * int(texts.offsets[-1] - texts.offsets[0])
+        size = n_rows * of_a_row + 3 * keys.n_bytes + texts.n_bytes
         if len(self._out) < size:
             self._out = np.empty(size, np.uint8)
         return self._out
@@ -243,35 +255,29 @@ class RowEncoder:
 
 @dataclass(frozen=True)
 class _Plain:
-    """Where the fields of a view are in the kernel's words, if each is a number in one of them.
+    """Where the fields of a view go to from the kernel's words, if each is a number in one of them.
 
-    ``bits``: of each feature in ``present``. ``numbers``, ``floats``: the features of integers and of floats.
-    ``booleans``: which of ``numbers`` are truth values. ``sources``: see ``resp_bytes``.
+    ``sources``, ``scales``: see ``resp_bytes.write_rows``. ``booleans``: which features are truth values.
     """
 
-    bits: Ints
-    numbers: Ints
-    floats: Ints
-    booleans: Ints
     sources: Ints
+    scales: Ints
+    booleans: npt.NDArray[np.bool_]
 
     @classmethod
-    def of(cls, view: ViewPlan, kinds: Sequence[str]) -> "_Plain | None":
-        """Return None if a view has texts, lists, maps, decimals or derived features. ``kinds``: of all fields."""
-        names = [feature.name for feature in view.features]
-        if "text" in kinds or names != [output.name for output in view.outputs]:
+    def of(cls, view: ViewPlan) -> "_Plain | None":
+        """Return None if a view has texts, lists, maps or derived features."""
+        types = [output.dtype for output in view.outputs]
+        if any(dtype.nesting or dtype.scalar == "string" for dtype in types):
             return None
-        are_floats = np.array([kind == "float" for kind in kinds])
-        sources = np.where(are_floats, -1 - np.cumsum(are_floats), np.cumsum(~are_floats) - 1)
+        if [feature.name for feature in view.features] != [output.name for output in view.outputs]:
+            return None
         # The last two are instants, beside the features.
-        numbers, floats = np.flatnonzero(~are_floats[:-2]), np.flatnonzero(are_floats)
-        are_booleans = [output.dtype.scalar == "bool" for output in view.outputs]
+        are_floats = np.array([*(dtype.scalar == "float64" for dtype in types), False, False])
         return cls(
-            np.arange(len(names))[:, np.newaxis],
-            numbers,
-            floats,
-            np.flatnonzero(np.array(are_booleans)[numbers]),
-            sources,
+            np.where(are_floats, -np.cumsum(are_floats), np.cumsum(~are_floats) - 1),
+            np.array([*(dtype.scale if dtype.is_decimal else 0 for dtype in types), 0, 0]),
+            np.array([dtype.scalar == "bool" for dtype in types]),
         )
 
 

@@ -6,14 +6,17 @@ import numpy as np
 from numba import uint64
 
 from unskew.features.jit import compiled, inner
+from unskew.features.kernel import words as w
 
 Array = Any
 """A numpy array; numba infers the element types."""
 
 _INT64: Any = np.int64
 # Numbers of one type, because numba compiles a function again for each plain constant that is passed to it.
-_CR, _LF, _STAR, _DOLLAR, _MINUS, _ZERO = (_INT64(ord(character)) for character in "\r\n*$-0")
+_CR, _LF, _STAR, _DOLLAR, _MINUS, _POINT, _ZERO = (_INT64(ord(character)) for character in "\r\n*$-.0")
 _NONE, _TWO, _THREE = _INT64(0), _INT64(2), _INT64(3)
+# The bits of a float64 without its sign, and those of an infinity.
+_MAGNITUDE, _INFINITY = _INT64(2**63 - 1), _INT64(0x7FF << 52)
 
 _PIECES = [
     "$4\r\nHSET\r\n",
@@ -31,6 +34,8 @@ PIECE_ENDS = [len("".join(_PIECES[:n])) for n in range(len(_PIECES) + 1)]
 
 MOST_DIGITS = 20
 """The length of the longest decimal text of an int64, sign included."""
+MOST_OF_A_NUMBER = MOST_DIGITS + 1
+"""The same with the point of a decimal; its scale, at most 18, leaves a digit before the point."""
 MOST_AROUND_AN_ARGUMENT = 1 + MOST_DIGITS + 2 + 2
 # Three arrays, their keys, and an instant.
 MOST_AROUND_A_ROW = len(PIECES) + 7 * MOST_AROUND_AN_ARGUMENT + MOST_DIGITS
@@ -47,6 +52,9 @@ def write_rows(
     names: Array,
     name_ends: Array,
     sources: Array,
+    scales: Array,
+    keys: Array,
+    key_ends: Array,
     texts: Array,
     text_ends: Array,
     numbers: Array,
@@ -58,7 +66,8 @@ def write_rows(
 
     ``names``: each field's name as an argument, ends in ``name_ends`` [fields + 1]. ``sources`` [fields]: the row of
     ``numbers`` [.., rows] that holds the field, or -1 - the number of its text column; ``texts`` holds the text columns
-    end to end, each row's end in ``text_ends`` [columns * rows + 1]; column 0 is the key. ``missing`` [fields, rows].
+    end to end, each row's end in ``text_ends`` [columns * rows + 1]. ``scales`` [fields]: of a number, how many of its
+    digits come after a point. ``keys``: those of the rows, ends in ``key_ends`` [rows + 1]. ``missing`` [fields, rows].
     ``expires_ms`` [rows]: when the key expires; 0 to leave its expiry as it is, -1 to remove it.
     """
     n_rows = len(gone)
@@ -66,12 +75,12 @@ def write_rows(
     at = _NONE
     n_replies = 0
     for row in range(n_rows):
-        key_start = text_ends[row]
-        key_stop = text_ends[row + 1]
+        key_start = key_ends[row]
+        key_stop = key_ends[row + 1]
         if gone[row]:
             at = _array(out, at, _TWO)
             at = _copy(out, at, pieces, piece_ends[_DEL], piece_ends[_DEL + 1])
-            at = _key(out, at, around_key, n_before_key, texts, key_start, key_stop)
+            at = _key(out, at, around_key, n_before_key, keys, key_start, key_stop)
             n_replies += 1
             continue
         n_missing = 0
@@ -81,14 +90,14 @@ def write_rows(
             at = _copy(out, at, pieces, piece_ends[_MULTI], piece_ends[_MULTI + 1])
         at = _array(out, at, 2 + 2 * (n_fields - n_missing))
         at = _copy(out, at, pieces, piece_ends[_HSET], piece_ends[_HSET + 1])
-        at = _key(out, at, around_key, n_before_key, texts, key_start, key_stop)
+        at = _key(out, at, around_key, n_before_key, keys, key_start, key_stop)
         for field in range(n_fields):
             if missing[field, row]:
                 continue
             at = _copy(out, at, names, name_ends[field], name_ends[field + 1])
             source = sources[field]
             if source >= 0:
-                at = _number(out, at, numbers[source, row])
+                at = _number(out, at, numbers[source, row], scales[field])
             else:
                 place = (-1 - source) * n_rows + row
                 start = text_ends[place]
@@ -100,7 +109,7 @@ def write_rows(
         if n_missing:
             at = _array(out, at, 2 + n_missing)
             at = _copy(out, at, pieces, piece_ends[_HDEL], piece_ends[_HDEL + 1])
-            at = _key(out, at, around_key, n_before_key, texts, key_start, key_stop)
+            at = _key(out, at, around_key, n_before_key, keys, key_start, key_stop)
             for field in range(n_fields):
                 if missing[field, row]:
                     at = _copy(out, at, names, name_ends[field], name_ends[field + 1])
@@ -110,13 +119,13 @@ def write_rows(
         if expires_ms[row] < 0:
             at = _array(out, at, _TWO)
             at = _copy(out, at, pieces, piece_ends[_PERSIST], piece_ends[_PERSIST + 1])
-            at = _key(out, at, around_key, n_before_key, texts, key_start, key_stop)
+            at = _key(out, at, around_key, n_before_key, keys, key_start, key_stop)
             n_replies += 1
         elif expires_ms[row]:
             at = _array(out, at, _THREE)
             at = _copy(out, at, pieces, piece_ends[_PEXPIREAT], piece_ends[_PEXPIREAT + 1])
-            at = _key(out, at, around_key, n_before_key, texts, key_start, key_stop)
-            at = _number(out, at, expires_ms[row])
+            at = _key(out, at, around_key, n_before_key, keys, key_start, key_stop)
+            at = _number(out, at, expires_ms[row], _NONE)
             n_replies += 1
     return at, n_replies
 
@@ -188,14 +197,67 @@ def _key(out: Array, at: int, around_key: Array, n_before_key: int, texts: Array
 
 
 @inner()
-def _number(out: Array, at: int, number: int) -> int:
-    """Write an int64 as an argument in decimal."""
+def _number(out: Array, at: int, number: int, scale: int) -> int:
+    """Write an int64 as an argument in decimal, of which ``scale`` digits come after a point."""
     negative = number < 0
     # The smallest int64 has no positive counterpart.
     value = uint64(-(number + 1)) + uint64(1) if negative else uint64(number)
-    n_digits = _n_digits(value)
-    at = _length(out, at, n_digits + negative)
+    n_digits = max(_n_digits(value), scale + 1)
+    at = _length(out, at, n_digits + negative + (scale > 0))
     if negative:
         out[uint64(at)] = _MINUS
         at += 1
+    if scale > 0:
+        return _line_end(out, _decimal(out, at, value, n_digits, scale))
     return _line_end(out, _digits(out, at, value, n_digits))
+
+
+@inner()
+def _decimal(out: Array, at: int, value: Any, n_digits: int, scale: int) -> int:
+    end = at + n_digits + 1
+    place = end
+    for digit in range(n_digits):
+        if digit == scale:
+            place -= 1
+            out[uint64(place)] = _POINT
+        place -= 1
+        out[uint64(place)] = _ZERO + value % uint64(10)
+        value //= uint64(10)
+    return end
+
+
+@compiled()
+def take_numbers(
+    firsts: Array,
+    words: Array,
+    sources: Array,
+    booleans: Array,
+    numbers: Array,
+    floats: Array,
+    missing: Array,
+    gone: Array,
+) -> None:
+    """Write rows in the kernel's words as ``write_rows`` takes them; their values are all numbers.
+
+    ``firsts`` [features, rows], ``words``: as in ``CurrentWords``. ``sources``: as there, and two more at the end, of
+    the instants; the text columns are those of ``floats``, which gets bits. ``booleans`` [features].
+    """
+    n_features, n_rows = firsts.shape
+    for feature in range(n_features):
+        source = sources[feature]
+        for row in range(n_rows):
+            value = firsts[feature, row]
+            is_missing = words[w.ROW_PRESENT, row] >> feature & 1 == 0
+            if source < 0:
+                floats[-1 - source, row] = value
+                # No stored value is NaN, so each NaN stands for a null; its text is never read.
+                is_missing |= value & _MAGNITUDE > _INFINITY
+            else:
+                numbers[source, row] = value != 0 if booleans[feature] else value
+            missing[feature, row] = is_missing
+    for row in range(n_rows):
+        numbers[sources[n_features], row] = words[w.ROW_INSTANT, row]
+        numbers[sources[n_features + 1], row] = words[w.ROW_UNTIL, row]
+        missing[n_features, row] = False
+        missing[n_features + 1, row] = words[w.ROW_UNTIL, row] == w.FOREVER
+        gone[row] = words[w.ROW_EMPTY_AT, row] == w.NEVER
