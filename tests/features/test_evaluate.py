@@ -1,6 +1,9 @@
 """An event on which an expression fails is rejected by itself."""
 
+import datetime as dt
 import struct
+from dataclasses import replace
+from decimal import Decimal
 
 import numpy as np
 import polars as pl
@@ -85,3 +88,63 @@ def test_a_number_beyond_the_range_is_rejected_by_the_first_feature_that_reads_i
     refused = {at: reason for at, (_, _, _, reason) in enumerate(cases) if reason is not None}
     assert dict(found.rejected.select("_offset", "reason").iter_rows()) == refused
     assert found.events["offset"].to_list() == [at for at in range(len(cases)) if at not in refused]
+
+
+NOON = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
+OF_TYPES = {
+    "int64": (pl.Int64(), [-(2**63), None, 2**63 - 1, 0], [-(2**63), None, 2**63 - 1, 0]),
+    "bool": (pl.Boolean(), [True, None, False], [1, None, 0]),
+    "string": (pl.String(), ["é\n", None, "", "a text that is longer than others"], None),
+    "timestamp": (pl.Datetime("us", "UTC"), [NOON, None], [int(NOON.timestamp()) * SECOND, None]),
+    "decimal(38,2)": (
+        pl.Decimal(38, 2),
+        [Decimal("-0.01"), None, Decimal("12.30"), Decimal("92233720368547758.07")],
+        [-1, None, 1230, 2**63 - 1],
+    ),
+}
+
+
+@pytest.mark.parametrize("filtered", [False, True])
+@pytest.mark.parametrize("computed", [False, True])
+@pytest.mark.parametrize("kind", OF_TYPES)
+def test_values_of_each_type_are_numbers_or_texts_whether_a_column_has_them_or_an_expression_gives_them(
+    kind, computed, filtered
+):
+    dtype, given, expected = OF_TYPES[kind]
+    value = pl.coalesce(pl.col("y"), pl.col("y")) if computed else pl.col("y")
+    wanted = Wanted("last", "last", WINDOW, value, kind, filter=pl.col("n") > 1 if filtered else None)
+    plan = view(wanted, columns={"y": dtype})
+    rows = [(at, at, {"user": "a", "y": one, "n": at}) for at, one in enumerate(given)]
+
+    found = evaluate(plan, events(rows, columns={"y": dtype}))
+
+    assert found.events["v0"].to_list() == (expected or given)
+    assert found.rejected.height == 0
+    if filtered:
+        assert found.events["f0"].to_list() == [at > 1 for at in range(len(given))]
+
+
+@pytest.mark.parametrize("computed", [False, True])
+def test_a_decimal_of_too_many_units_is_rejected_where_its_filter_holds(computed):
+    dtype = pl.Decimal(38, 2)
+    value = pl.coalesce(pl.col("y"), pl.col("y")) if computed else pl.col("y")
+    plan = view(Wanted("few", "sum", WINDOW, value, "decimal(38,2)", filter=pl.col("n") > 0), columns={"y": dtype})
+    cases = [("1.50", 1), ("-92233720368547758.08", 0), ("-92233720368547758.08", 1), ("1e20", 1), (None, 1)]
+    rows = [
+        (at, at, {"user": "a", "y": None if text is None else Decimal(text), "n": n})
+        for at, (text, n) in enumerate(cases)
+    ]
+
+    found = evaluate(plan, events(rows, columns={"y": dtype}))
+
+    why = "view.few: value is beyond 2^63 - 1 units of its last digit"
+    assert dict(found.rejected.select("_offset", "reason").iter_rows()) == {2: why, 3: why}
+    assert found.events["v0"].to_list() == [150, None, None]
+
+
+def test_ids_of_events_are_texts():
+    plan = view(Wanted("n", "count", WINDOW))
+    plan = replace(plan, stream=replace(plan.stream, dedupe_within_us=SECOND, event_id="n"))
+    rows = [(at, at, {"user": "a", "n": n}) for at, n in enumerate([7, None, -1])]
+
+    assert evaluate(plan, events(rows)).events["event_id"].to_list() == ["7", None, "-1"]

@@ -97,6 +97,9 @@ def test_a_part_is_what_its_frame_gives(plan):
                 found, expected = getattr(part, name), getattr(alone, name)
                 assert found.keys() == expected.keys()
                 assert all(np.array_equal(found[column], expected[column]) for column in found)
+            assert {name: texts.texts() for name, texts in part.texts.items()} == {
+                name: texts.texts() for name, texts in alone.texts.items()
+            }
             # Where the part alone has no null, it need not say so.
             assert alone.known.keys() <= part.known.keys()
             for column, known in part.known.items():
@@ -163,7 +166,29 @@ def test_merged_events_of_one_arrival_come_in_the_order_given():
 def test_nulls_are_found_in_a_part_of_a_column(name, begin, end):
     column = NULLS[name][begin:end]
 
-    found = not_null(column)
+    found = not_null(column.to_arrow())
 
     assert found.dtype == np.bool_
     assert found.tolist() == [value is not None for value in column.to_list()]
+
+
+def test_what_lies_under_a_null_text_is_no_text():
+    hidden = pl.when(pl.col("n") > 3).then(pl.col("s"))
+    wanted = [
+        Wanted("word", "last", WINDOW, hidden, "string"),
+        Wanted("different", "approx_count_distinct", WINDOW, hidden, "string", parameters={"bits": 10}),
+    ]
+    plan = view(*wanted, columns=COLUMNS)
+    rows = [(at * SECOND, at * SECOND, {"user": "u", "n": at % 7, "s": f"word {at}"}) for at in range(9)]
+    whole = evaluate(plan, events(rows, columns=COLUMNS)).events
+    # As Polars leaves it: the text that was not chosen is still there.
+    array = whole["v0"].to_arrow()
+    assert np.diff(np.frombuffer(array.buffers()[1], np.int64)).min() > 0
+
+    words = EventWords.of(whole)
+
+    assert words.known["v0"].tolist() == [at % 7 > 3 for at in range(9)]
+    assert words.texts["v0"].texts() == [f"word {at}".encode() if at % 7 > 3 else b"" for at in range(9)]
+    state = ShardState(plan, "p0.0")
+    state.apply(whole, 9 * SECOND)
+    assert state.n_texts == 4

@@ -9,11 +9,14 @@ import polars as pl
 from unskew.features.keys import encode_keys
 from unskew.features.plan import ValuePlan, ViewPlan
 from unskew.features.selecting import filtered, framed, select
+from unskew.features.types import Type
 
 # Exact sums hold |x| < 2**62 (see the kernel's arithmetic).
 FLOAT_LIMIT = 2.0**62
 # A decimal has no more units below zero than above.
 _LEAST = -(2**63)
+_MINUS_ZERO = -(2**63)
+"""The bits of the float."""
 
 PARTITION, OFFSET, ARRIVAL, EVENT_TIME = "_partition", "_offset", "_arrival", "_event_time"
 _BAD = "_bad"
@@ -59,23 +62,24 @@ class Evaluator:
         if self._where is not None and view.where is not None and view.where.fails is not None:
             self._where |= view.where.fails
             self._tests.append((view.where.fails, f"{view.name}: where {_INEXACT}"))
-        arrival, event_time = pl.col(ARRIVAL).to_physical(), pl.col(EVENT_TIME).to_physical()
-        self._columns = [
-            pl.min_horizontal(arrival, event_time).alias("effective"),
-            arrival.alias("arrival"),
-            event_time.alias("event_time"),
-            pl.col(PARTITION).alias("partition"),
-            pl.col(OFFSET).alias("offset"),
-        ]
-        n_direct = len(self._columns)
-        if view.stream.dedupe_within_us is not None:
-            self._columns.append(pl.col(str(view.stream.event_id)).cast(pl.String).alias("event_id"))
+        self._columns: dict[str, pl.Expr] = {}
+        self._event_id = None if view.stream.dedupe_within_us is None else str(view.stream.event_id)
+        if self._event_id is not None:
+            self._columns["event_id"] = pl.col(self._event_id).cast(pl.String)
         filters = [_true(filter_.expr.cast(pl.Boolean)) for filter_ in view.filters]
         values = [_number(value) for value in view.values]
-        self._columns += [filter_.alias(f"f{index}") for index, filter_ in enumerate(filters)]
-        self._columns += [value.alias(f"v{index}") for index, value in enumerate(values)]
-        # The columns of float64 values, whose tests mostly need not be run, and the other tests, which always are.
+        self._columns |= {f"f{index}": filter_ for index, filter_ in enumerate(filters)}
+        self._columns |= {f"v{index}": value for index, value in enumerate(values)}
+        # Values that are numbers or texts of one column, by name, with that column's name.
+        self._as_they_are = {
+            f"v{index}": (name, value.dtype)
+            for index, value in enumerate(view.values)
+            if (name := _column_of(value)) is not None
+        }
+        # The columns of float64 values, and of decimals of one column, whose tests mostly need not be run. The other
+        # tests always are.
         self._floats: list[str] = []
+        self._decimals: dict[str, str] = {}
         always = [test for test, _ in self._tests]
         for feature in view.features:
             place = f"{view.name}.{feature.name}"
@@ -90,35 +94,30 @@ class Evaluator:
             if feature.value < 0:
                 continue
             value = view.values[feature.value]
-            number = values[feature.value]
+            number, name = values[feature.value], f"v{feature.value}"
             if value.dtype.scalar == "float64":
                 bad = number.is_nan() | (number.abs() >= FLOAT_LIMIT)
                 reason = f"{place}: value is NaN, infinite or beyond 2^62"
-                self._floats.append(f"v{feature.value}")
+                self._floats.append(name)
             elif value.dtype.is_decimal:
                 bad = number.is_null() & value.expr.is_not_null()
                 reason = f"{place}: value is beyond 2^63 - 1 units of its last digit"
+                if name in self._as_they_are:
+                    self._decimals[name], _ = self._as_they_are[name]
             else:
                 continue
             if feature.filter >= 0:
                 bad &= filters[feature.filter]
             bad = _true(bad)
             self._tests.append((bad, reason))
-            if value.dtype.scalar != "float64":
+            if value.dtype.scalar != "float64" and name not in self._decimals:
                 always.append(bad)
         self._floats = list(dict.fromkeys(self._floats))
         # Features of one value have equal tests, and Polars would run each of them.
         self._bad = None if not self._tests else pl.any_horizontal(_distinct(test for test, _ in self._tests))
         self._tests_always = bool(always)
         if always:
-            self._columns.append(pl.any_horizontal(_distinct(always)).alias(_BAD))
-        # Values that are floats of one column as they are, by name, and whether nothing else is asked for.
-        self._as_they_are = {
-            f"v{index}": name
-            for index, value in enumerate(view.values)
-            if value.dtype.scalar == "float64" and (name := _column_of(value)) is not None
-        }
-        self._are_columns = len(self._columns) == n_direct + len(self._as_they_are)
+            self._columns[_BAD] = pl.any_horizontal(_distinct(always))
 
     def text(self) -> tuple[object, ...]:
         """Return all that the evaluated events depend on; evaluators with equal texts give equal ``events``.
@@ -127,9 +126,9 @@ class Evaluator:
         """
         entity = self._view.entity
         conditions = [] if self._where is None else [self._where]
-        exprs = [*conditions, *self._columns, *(test for test, _ in self._tests)]
+        exprs = [*conditions, *self._columns.values(), *(test for test, _ in self._tests)]
         serialized = tuple(expr.meta.serialize() for expr in exprs)
-        return tuple(entity.keys), tuple(entity.types), len(conditions), len(self._columns), serialized
+        return tuple(entity.keys), tuple(entity.types), len(conditions), tuple(self._columns), serialized
 
     def __call__(self, decoded: pl.DataFrame) -> Evaluated:
         """Filter and evaluate decoded events; those for which an expression fails are rejected."""
@@ -162,21 +161,38 @@ class Evaluator:
         keys = encode_keys(decoded, self._view.entity)
         events = self._selected(decoded, keys)
         bad = events.drop_in_place(_BAD) if self._tests_always else None
-        if self._bad is not None and not all(_fits(events.get_column(name)) for name in self._floats):
+        if self._bad is not None and not self._fit(decoded, events):
             bad = select(decoded, self._bad.alias(_BAD)).to_series()
         if not keys.null_count() and (bad is None or not bad.any()):
             return Evaluated(events, NOTHING_REJECTED)
         flags = keys.is_null() if bad is None else keys.is_null() | bad
         return Evaluated(events.filter(~flags), self._rejected(decoded, keys).filter(flags))
 
+    def _fit(self, decoded: pl.DataFrame, events: pl.DataFrame) -> bool:
+        """Return whether no test of a number can fail that is not always run, whatever its filter."""
+        return all(_fits(events.get_column(name)) for name in self._floats) and all(
+            events.get_column(name).null_count() == decoded.get_column(column).null_count()
+            for name, column in self._decimals.items()
+        )
+
     def _selected(self, decoded: pl.DataFrame, keys: pl.Series) -> pl.DataFrame:
-        """Return the keys and what ``self._columns`` give; no query is run if the values are columns as they are."""
-        values = {name: decoded.get_column(column) for name, column in self._as_they_are.items()}
-        # What the expressions do to zeros and nulls is left to them.
-        if not self._are_columns or not all(map(_is_as_it_is, values.values())):
-            return select(decoded, self._columns).insert_column(0, keys)
+        """Return the keys, where and when events came, and what ``self._columns`` give.
+
+        A query takes as long for a few rows as for hundreds, so it is asked only for what is not a column as it is.
+        """
         # A cast, because ``Series.to_physical`` runs a query.
         arrival, event_time = (decoded.get_column(name).cast(pl.Int64) for name in (ARRIVAL, EVENT_TIME))
+        found = {
+            name: values
+            for name, (column, dtype) in self._as_they_are.items()
+            if (values := _as_it_is(decoded.get_column(column), dtype)) is not None
+        }
+        if self._event_id is not None:
+            found["event_id"] = decoded.get_column(self._event_id).cast(pl.String)
+        if asked := [expr.alias(name) for name, expr in self._columns.items() if name not in found]:
+            # With a column, so that one value for all events is given for each of them.
+            computed = select(decoded, [*asked, pl.col(OFFSET)])
+            found |= {column.name: column for column in computed.get_columns()}
         return framed(
             [
                 keys,
@@ -185,7 +201,7 @@ class Evaluator:
                 event_time.alias("event_time"),
                 decoded.get_column(PARTITION).alias("partition"),
                 decoded.get_column(OFFSET).alias("offset"),
-                *(numbers.alias(name) for name, numbers in values.items()),
+                *(found[name].alias(name) for name in self._columns),
             ]
         )
 
@@ -219,17 +235,26 @@ def _true(test: pl.Expr) -> pl.Expr:
 
 
 def _column_of(value: ValuePlan) -> str | None:
-    """Return the column of which a float64 value is the number as it is; None if it is computed."""
+    """Return the column of which a value is what is there, if it has the value's type; None if it is computed."""
     names = value.expr.meta.root_names()
     if len(names) != 1:
         return None
     column = pl.col(names[0])
-    return names[0] if value.expr.meta.eq(column) or value.expr.meta.eq(column.cast(pl.Float64)) else None
+    return names[0] if value.expr.meta.eq(column) or value.expr.meta.eq(column.cast(value.dtype.polars)) else None
 
 
-def _is_as_it_is(numbers: pl.Series) -> bool:
-    """Return whether the expression of a float64 value leaves all numbers of a column as they are."""
-    return numbers.dtype == pl.Float64 and not numbers.null_count() and bool(numbers.to_numpy().all())
+def _as_it_is(column: pl.Series, dtype: Type) -> pl.Series | None:
+    """Return what ``_number`` makes of a column of this type; None if only the expression does."""
+    if column.dtype != dtype.polars:
+        return None
+    match dtype.scalar:
+        case "decimal":
+            return None
+        case "float64":
+            return None if (column.to_numpy().view(np.int64) == _MINUS_ZERO).any() else column
+        case "bool" | "timestamp":
+            return column.cast(pl.Int64)
+    return column
 
 
 def _number(value: ValuePlan) -> pl.Expr:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
 from typing_extensions import override
 
 from unskew.features.keys import shard_of
@@ -25,16 +26,22 @@ LARGE = 500
 """Of a part with so many events, arrays are made alone: what is used right after is still in the processor's cache."""
 
 
+_NOT_OF_VALUES = frozenset({"key", "event_id"})
+"""Texts that are no values: keys have their own place, and repeats are found in the frame."""
+
+
 class EventWords(NamedTuple):
     """Events as from ``evaluate``, in their order; all arrays are for reading only.
 
     ``numbers``: by name, the columns that are numbers, as int64 (of a float64 its bits), with 0 for null. ``flags``: by
-    name, the columns of filters. ``known``: by name, false where a value is null; only of columns that have nulls.
+    name, the columns of filters. ``texts``: by name, the values that are texts, with the empty one for null. ``known``:
+    by name, false where a value is null; only of columns that have nulls.
     """
 
     keys: Keys
     numbers: Mapping[str, Ints]
     flags: Mapping[str, Bools]
+    texts: Mapping[str, Keys]
     known: Mapping[str, Bools]
 
     @classmethod
@@ -42,41 +49,55 @@ class EventWords(NamedTuple):
         """Return the arrays of events; without nulls they show the memory of the frame."""
         numbers: dict[str, Ints] = {}
         flags: dict[str, Bools] = {}
+        texts: dict[str, Keys] = {}
         known: dict[str, Bools] = {}
         for column in events.get_columns():
             name, dtype = column.name, column.dtype
-            if name == "key":
+            if name in _NOT_OF_VALUES:
                 continue
             if isinstance(dtype, pl.Boolean):
                 flags[name] = column.to_numpy()
-                continue
-            if column.null_count():
-                known[name] = not_null(column)
-            if isinstance(dtype, pl.String):
-                continue
-            array = _bits(column)
-            numbers[name] = read_only(np.where(known[name], array, 0) if name in known else array)
-        return cls(Keys.of(events.get_column("key")), numbers, flags, known)
+            elif not column.null_count():
+                if isinstance(dtype, pl.String):
+                    texts[name] = Keys.of(column)
+                else:
+                    numbers[name] = read_only(_bits(column.to_numpy()))
+            else:
+                array = column.to_arrow()
+                known[name] = not_null(array)
+                if isinstance(dtype, pl.String):
+                    texts[name] = _texts(column, array, known[name])
+                else:
+                    numbers[name] = read_only(np.where(known[name], _held(array), 0))
+        return cls(Keys.of(events.get_column("key")), numbers, flags, texts, known)
 
     def part(self, begin: int, end: int) -> "EventWords":
         """Return the events from ``begin`` up to ``end``, in the same memory."""
         return EventWords(
-            Keys(self.keys.offsets[begin : end + 1], self.keys.data),
+            self.keys.part(begin, end),
             {name: array[begin:end] for name, array in self.numbers.items()},
             {name: array[begin:end] for name, array in self.flags.items()},
+            {name: keys.part(begin, end) for name, keys in self.texts.items()},
             {name: array[begin:end] for name, array in self.known.items()},
         )
 
 
-def _bits(column: pl.Series) -> Ints:
-    """Return a column's numbers as int64, of a float64 its bits; with any number for null."""
-    if not column.null_count():
-        array = column.to_numpy()
-        return array.view(np.int64) if isinstance(column.dtype, pl.Float64) else array.astype(np.int64, copy=False)
-    numbers = column.to_arrow()
-    dtype = np.int32 if isinstance(column.dtype, pl.Int32) else np.int64
-    array = np.frombuffer(numbers.buffers()[1], dtype)[numbers.offset : numbers.offset + len(numbers)]
-    return array.astype(np.int64, copy=False)
+def _bits(numbers: npt.NDArray[Any]) -> Ints:
+    """Return numbers as int64, of a float64 their bits."""
+    return numbers.view(np.int64) if numbers.dtype == np.float64 else numbers.astype(np.int64, copy=False)
+
+
+def _held(array: pa.Array) -> Ints:
+    """Return what an array of numbers of 64 bits holds, with any number for null."""
+    return np.frombuffer(array.buffers()[1], np.int64)[array.offset : array.offset + len(array)]
+
+
+def _texts(column: pl.Series, array: pa.Array, known: Bools) -> Keys:
+    """Return the texts of a column, which ``array`` holds, with the empty one for null."""
+    texts = Keys.of_arrow(array)
+    if np.diff(texts.offsets)[~known].any():
+        return Keys.of(column.set(pl.Series(~known), ""))
+    return texts
 
 
 class Events:

@@ -11,7 +11,7 @@ import polars as pl
 from typing_extensions import override
 
 from unskew.features.evaluate import Evaluator
-from unskew.features.events import Events
+from unskew.features.events import Events, EventWords
 from unskew.features.kernel import state_bytes
 from unskew.features.kernel import words as w
 from unskew.features.kernel.codings import coded
@@ -31,7 +31,7 @@ from unskew.features.kernel.tiles import links_of, most_chunks
 from unskew.features.keys import decode_keys
 from unskew.features.plan import ViewPlan
 from unskew.features.selecting import select
-from unskew.features.text_buffers import Keys, not_null, read_only
+from unskew.features.text_buffers import Keys, read_only
 from unskew.features.updates import LATE_BOUNDS_US, StepRows, Updates, frames
 
 LAYOUT = 1
@@ -462,7 +462,7 @@ class ShardState:
             if wanted.coding == "raw" and name in words.numbers:
                 numbers[index] = words.numbers[name]
             else:
-                numbers[index] = self._numbers(index, wanted, events.frame.get_column(name))
+                numbers[index] = self._numbers(index, wanted, words)
         rows, fresh = self._rows_of(words.keys, events.height * len(self.view.windows))
         self._newcomers = self.directory.gather(fresh) if len(fresh) and self.view.partitioned else None
         self._reserve(events.height)
@@ -478,17 +478,19 @@ class ShardState:
             offset=words.numbers["offset"],
         )
 
-    def _numbers(self, index: int, wanted: Column, values: pl.Series) -> npt.ArrayLike:
+    def _numbers(self, index: int, wanted: Column, words: EventWords) -> npt.ArrayLike:
         """Return the codes of values, or the numbers that stand for texts."""
+        name = f"v{wanted.value}"
         if wanted.coding == "known":
             return 0
-        if values.null_count():
-            values = values.set(pl.Series(~not_null(values)), "" if values.dtype == pl.String() else 0)
         if wanted.coding != "raw":
-            return coded(values, wanted)
+            if name in words.texts:
+                return coded(words.texts[name], wanted)
+            are_floats = self.view.values[wanted.value].dtype.scalar == "float64"
+            return coded(words.numbers[name].view(np.float64) if are_floats else words.numbers[name], wanted)
         if index not in self._as_texts:
             return 0
-        rows, fresh = self._texts.insert(Keys.of(values))
+        rows, fresh = self._texts.insert(words.texts[name])
         if self._sweep is not None:
             self._sweep.keep(rows, len(fresh))
         return rows

@@ -37,16 +37,16 @@ def arrow(numbers: npt.NDArray[Any]) -> pa.Array:
     return pl.Series(numbers).to_arrow()
 
 
-def not_null(column: pl.Series) -> npt.NDArray[np.bool_]:
-    """Return where a column has values, as ``is_not_null``, for which Polars runs a query.
+def not_null(array: pa.Array) -> npt.NDArray[np.bool_]:
+    """Return where an array has values.
 
-    A query costs more than the few rows of most batches.
+    Of a Polars column, ``is_not_null`` runs a query, which costs more than the few rows of most batches.
     """
-    if not column.null_count():
-        return np.ones(len(column), np.bool_)
-    array = column.to_arrow()
-    bits = np.frombuffer(array.buffers()[0], np.uint8)
-    return np.unpackbits(bits, bitorder="little")[array.offset : array.offset + len(array)].view(np.bool_)
+    validity = array.buffers()[0]
+    if validity is None:
+        return np.ones(len(array), np.bool_)
+    bits = np.unpackbits(np.frombuffer(validity, np.uint8), bitorder="little")
+    return bits[array.offset : array.offset + len(array)].view(np.bool_)
 
 
 class Keys(NamedTuple):
@@ -58,7 +58,11 @@ class Keys(NamedTuple):
     @classmethod
     def of(cls, keys: pl.Series) -> "Keys":
         """Return the buffers of a String series without nulls."""
-        array = keys.to_arrow()
+        return cls.of_arrow(keys.to_arrow())
+
+    @classmethod
+    def of_arrow(cls, array: pa.Array) -> "Keys":
+        """Return the buffers of texts; where one is null, there may be any bytes."""
         if not pa.types.is_large_string(array.type):
             array = array.cast(pa.large_string())
         _, offsets, data = array.buffers()
@@ -87,6 +91,10 @@ class Keys(NamedTuple):
         lengths = np.diff(self.offsets)
         data = self.data[self.offsets[0] : self.offsets[-1]][np.repeat(chosen, lengths)]
         return Keys(np.concatenate(([0], np.cumsum(lengths[chosen]))), data)
+
+    def part(self, begin: int, end: int) -> "Keys":
+        """Return the keys from ``begin`` up to ``end``, in the same memory."""
+        return Keys(self.offsets[begin : end + 1], self.data)
 
     @classmethod
     def joined(cls, parts: Sequence["Keys"]) -> "Keys":

@@ -2,7 +2,6 @@
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
 from unskew.features.jit import compiled
 from unskew.features.kernel.arithmetic import MANTISSA_BITS, leading_zeros
@@ -10,16 +9,18 @@ from unskew.features.kernel.program import Column
 from unskew.features.text_buffers import Keys
 
 Ints = npt.NDArray[np.int64]
+Values = Keys | Ints | npt.NDArray[np.float64]
 
 
-def coded(values: pl.Series, column: Column) -> Ints:
+def coded(values: Values, column: Column) -> Ints:
     """Return the codes of values without nulls.
 
-    The values are Int64 (decimals in units of their last digit), Float64, or text that is counted.
+    The values are whole numbers (decimals in units of their last digit), float64, or texts that are counted.
     """
     if column.coding == "approx":
         return _approx(values, column.bits)
-    numbers = values.to_numpy().astype(np.float64)
+    assert not isinstance(values, Keys)
+    numbers = values.astype(np.float64)
     if column.scale:
         numbers = numbers / 10.0**column.scale
     if column.coding == "buckets":
@@ -29,14 +30,14 @@ def coded(values: pl.Series, column: Column) -> Ints:
     return np.where(numbers < 0, -bins, bins)
 
 
-def _approx(values: pl.Series, bits: int) -> Ints:
+def _approx(values: Values, bits: int) -> Ints:
     """Return 64 * register + rank, into which HyperLogLog splits a value's hash."""
-    if values.dtype == pl.String():
-        keys = Keys.of(values)
+    if isinstance(values, Keys):
+        keys = values
     else:
-        patterns = np.ascontiguousarray(values.to_numpy()).view(np.uint8)
+        patterns = np.ascontiguousarray(values).view(np.uint8)
         keys = Keys(np.arange(0, len(patterns) + 1, 8, dtype=np.int64), patterns)
-    codes = np.empty(len(values), np.int64)
+    codes = np.empty(len(keys.offsets) - 1, np.int64)
     _take_apart(keys.hashes(), bits, codes)
     return codes
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from unskew.features.definitions.avro_schema import TIMESTAMP
 from unskew.features.jit import allocating
 from unskew.features.rejection import Kind, Rejection
-from unskew.features.text_buffers import arrow, not_null
+from unskew.features.text_buffers import not_null
 from unskew.features.time import DAY_US, MAX_INSTANT_US, MIN_INSTANT_US
 
 # Years 1 to 9999, which common tools can show.
@@ -120,16 +120,16 @@ def _decimals(unscaled: pl.Series, scale: int, refusals: Refusals) -> pl.Series:
     words = np.zeros((len(array), 2), np.uint64)
     fits = np.empty(len(array), np.bool_)
     _read_decimals(starts, np.frombuffer(data if data is not None else b"", np.uint8), words, fits)
-    present = not_null(unscaled)
-    refusals.refuse(present & ~fits, "range", lambda _: f"{unscaled.name} has more than {_DIGITS} digits")
     # Beyond the limit of values: arithmetic on such a number would fail, and its whole batch with it.
     low, high = words.view(np.int64).T
-    narrow = (high == low >> 63) & (low != _LEAST)
-    refusals.refuse(
-        present & fits & ~narrow, "range", lambda _: f"{unscaled.name} is beyond 2^63 - 1 units of its last digit"
-    )
-    fits &= narrow
-    validity = arrow(present & fits).buffers()[1]
+    narrow = fits & (high == low >> 63) & (low != _LEAST)
+    present = not_null(array)
+    kept = present & narrow
+    if not (kept == present).all():
+        name = unscaled.name
+        refusals.refuse(present & ~fits, "range", lambda _: f"{name} has more than {_DIGITS} digits")
+        refusals.refuse(present & ~narrow, "range", lambda _: f"{name} is beyond 2^63 - 1 units of its last digit")
+    validity = None if kept.all() else pa.py_buffer(np.packbits(kept, bitorder="little"))
     column = pa.Array.from_buffers(pa.decimal128(_DIGITS, scale), len(array), [validity, pa.py_buffer(words)])
     return pl.Series(unscaled.name, column)
 
