@@ -10,6 +10,9 @@ entities, and the n-th probe of an entity has the amount n, so that ``max_30d`` 
 prober knows when the probes are due. It reads, in one pipelined request at a time, only entities with outstanding
 probes; a value counts as readable when the reply that holds it has arrived.
 
+With ``--redis-away``, the pipeline reaches Valkey through a relay that holds each piece of bytes back for so many
+milliseconds in both directions, as a network does; the prober reads without it.
+
 All other events belong to entities that follow Zipf's law. There are nine features over three windows, as in
 bench_pipeline.
 
@@ -21,6 +24,7 @@ batches could not be fetched as fast as they are produced.
 """
 
 import argparse
+import asyncio
 import json
 import os
 import platform
@@ -32,6 +36,8 @@ import tempfile
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -339,6 +345,32 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     wait_ms: tuple[float, float]
 
 
+@contextmanager
+def relayed(port: int, away_s: float) -> Iterator[int]:
+    """Yield a port behind which the server at another one is farther away, by so long in each direction."""
+    loop = asyncio.new_event_loop()
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(1 << 16):
+            loop.call_later(away_s, writer.write, data)
+        loop.call_later(away_s, writer.close)
+
+    async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        from_server, to_server = await asyncio.open_connection("127.0.0.1", port)
+        for end in (writer, to_server):
+            end.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        await asyncio.gather(pass_on(reader, to_server), pass_on(from_server, writer))
+
+    server = loop.run_until_complete(asyncio.start_server(connect, "127.0.0.1", 0))
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+
+
 def row(case: Case) -> str:
     """Return one row of the table."""
     found = measure(case)
@@ -411,6 +443,7 @@ def main() -> None:
     parser.add_argument("--fetch-wait", type=int, default=1)
     parser.add_argument("--linger", type=float, default=5.0)
     parser.add_argument("--epoch", type=float, default=5.0, help="seconds between commits")
+    parser.add_argument("--redis-away", type=float, default=0.0, help="milliseconds one way between pipeline and Valkey")
     parser.add_argument("--role", choices=sorted(ROLES), help=argparse.SUPPRESS)
     parser.add_argument("--case", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -423,7 +456,7 @@ def main() -> None:
         f"{platform.machine()}, {os.cpu_count()} cores for broker, Valkey, pipeline, producer and prober together; "
         f"{given.partitions} partitions, {given.views} views, {entities}, {given.probes} probes a second, "
         f"{given.seconds:.0f} s after {given.warm_up:.0f} s of warm-up; linger.ms {given.linger:g}, "
-        f"fetch.wait.max.ms {given.fetch_wait}, an epoch every {given.epoch:g} s. Milliseconds.\n"
+        f"fetch.wait.max.ms {given.fetch_wait}, an epoch every {given.epoch:g} s, Valkey {given.redis_away:g} ms away. Milliseconds.\n"
     )
     print(
         "| shards | events/s asked | sent | p50 | p90 | p99 | p99.9 | most | probes | producer behind, p99.9 | "
@@ -432,11 +465,16 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|---|---|---|---|---|", flush=True)
     for kind in given.kinds:
         for rate in given.rates:
-            with EmbeddedBroker() as broker, EmbeddedRedis() as server, tempfile.TemporaryDirectory() as folder:
+            with (
+                EmbeddedBroker() as broker,
+                EmbeddedRedis() as server,
+                tempfile.TemporaryDirectory() as folder,
+                relayed(server.port, given.redis_away / 1000) as port,
+            ):
                 case = Case(
                     bootstrap=broker.bootstrap,
                     redis_port=server.port,
-                    redis_url=server.url,
+                    redis_url=server.url.replace(str(server.port), str(port)) if given.redis_away else server.url,
                     partitioned=kind == "partitioned",
                     rate=rate,
                     seconds=given.seconds,

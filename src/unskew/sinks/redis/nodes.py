@@ -33,6 +33,9 @@ from unskew.sinks.redis.url import Client
 ROWS_PER_CHUNK = 2_500
 """The number of rows sent before replies are read; it bounds the replies that the server buffers while we send."""
 
+BYTES_PER_SEND = 1 << 12
+"""Fewer bytes wait for others: to send them alone takes longer than to make the next ones."""
+
 MOST_ROUNDS = 8
 PAUSE_S = 0.0125
 """After ``MOST_ROUNDS`` rounds the caller must try again; each pause is ``PAUSE_S`` longer than the last."""
@@ -74,6 +77,8 @@ class Line:
         self._replies = Replies(found.recv_into)
         self._waiting: list[Commands] = []
         self._n_waiting = 0
+        # The bytes of commands that may not be answered yet.
+        self._n_unanswered = 0
         self.redirected: dict[int, _Redirection] = {}
 
     def call_it(self, name: str) -> None:
@@ -84,12 +89,12 @@ class Line:
     def send(self, commands: Commands) -> None:
         """Send commands after those that were given before.
 
-        Short ones wait for others, or until the line is finished: to send, and to be answered, takes the same for one
-        command as for hundreds. Others return once all commands sent before them are answered.
+        Very short ones wait for others, or until the line is finished. Replies are awaited only when there may be many,
+        because each wait lets the server stand idle meanwhile.
         """
         self._waiting.append(commands)
         self._n_waiting += len(commands.data)
-        if self._n_waiting >= BYTES_PER_READ:
+        if self._n_waiting >= BYTES_PER_SEND:
             self.send_waiting()
 
     def finish(self) -> None:
@@ -98,11 +103,11 @@ class Line:
         self._read(down_to=0)
 
     def send_waiting(self) -> None:
-        """Send what waits, and return once all commands sent before that are answered."""
+        """Send what waits, and return once most commands sent before that are answered."""
         if not self._waiting:
             return
         *short, last = self._waiting
-        n_replies = last.n_replies + sum(one.n_replies for one in short)
+        n_bytes, n_replies = self._n_waiting, last.n_replies + sum(one.n_replies for one in short)
         # A system call costs more than copying a few bytes.
         parts = [b"".join(one.data for one in short), last.data] if short else [last.data]
         if len(last.data) < BYTES_PER_READ:
@@ -110,7 +115,9 @@ class Line:
         self._waiting, self._n_waiting = [], 0
         self._connection.send_packed_command(parts, check_health=False)  # type: ignore[no-untyped-call]
         self._replies.expect(n_replies)
-        self._read(down_to=n_replies)
+        if self._n_unanswered >= BYTES_PER_READ:
+            self._read(down_to=n_replies)
+        self._n_unanswered += n_bytes
 
     def break_off(self) -> None:
         """Close the connection: the next command must not read outstanding replies as its own."""
@@ -120,6 +127,7 @@ class Line:
         self._server.connection_pool.release(self._connection)
 
     def _read(self, *, down_to: int) -> None:
+        self._n_unanswered = 0
         for text in self._replies.read(down_to=down_to):
             found = _REDIRECTION.fullmatch(text) if self._one_of_several else None
             if found is not None:
