@@ -13,6 +13,7 @@ COMMANDS = (
     "bench_pipeline",
     "bench_latency --seconds 12 --warm-up 8",
     "bench_latency --seconds 8 --warm-up 5 --rates 1000 --views 10",
+    "bench_latency --seconds 8 --warm-up 5 --rates 1000 --views 10 --kinds partitioned --redis-away 0.5",
     "bench_latency --seconds 8 --warm-up 5 --rates 1000 --kinds ordered --linger 1",
     "bench_poll --sizes 0 1 10 100 1000",
     "bench_poll --texts",

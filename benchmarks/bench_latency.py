@@ -443,7 +443,9 @@ def main() -> None:
     parser.add_argument("--fetch-wait", type=int, default=1)
     parser.add_argument("--linger", type=float, default=5.0)
     parser.add_argument("--epoch", type=float, default=5.0, help="seconds between commits")
-    parser.add_argument("--redis-away", type=float, default=0.0, help="milliseconds one way between pipeline and Valkey")
+    parser.add_argument(
+        "--redis-away", type=float, default=0.0, help="milliseconds one way between pipeline and Valkey"
+    )
     parser.add_argument("--role", choices=sorted(ROLES), help=argparse.SUPPRESS)
     parser.add_argument("--case", help=argparse.SUPPRESS)
     given = parser.parse_args()
