@@ -37,7 +37,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -471,12 +471,12 @@ def main() -> None:
                 EmbeddedBroker() as broker,
                 EmbeddedRedis() as server,
                 tempfile.TemporaryDirectory() as folder,
-                relayed(server.port, given.redis_away / 1000) as port,
+                relayed(server.port, given.redis_away / 1000) if given.redis_away else nullcontext(server.port) as port,
             ):
                 case = Case(
                     bootstrap=broker.bootstrap,
                     redis_port=server.port,
-                    redis_url=server.url.replace(str(server.port), str(port)) if given.redis_away else server.url,
+                    redis_url=server.url.replace(f":{server.port}", f":{port}"),
                     partitioned=kind == "partitioned",
                     rate=rate,
                     seconds=given.seconds,

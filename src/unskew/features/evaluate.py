@@ -70,11 +70,12 @@ class Evaluator:
         values = [_number(value) for value in view.values]
         self._columns |= {f"f{index}": filter_ for index, filter_ in enumerate(filters)}
         self._columns |= {f"v{index}": value for index, value in enumerate(values)}
-        # Values that are numbers or texts of one column, by name, with that column's name.
+        # Values that are what one column has, by name, with that column's name.
+        columns = {f"v{index}": _column_of(value) for index, value in enumerate(view.values)}
         self._as_they_are = {
-            f"v{index}": (name, value.dtype)
+            f"v{index}": (column, value.dtype)
             for index, value in enumerate(view.values)
-            if (name := _column_of(value)) is not None
+            if (column := columns[f"v{index}"]) is not None and not value.dtype.is_decimal
         }
         # The columns of float64 values, and of decimals of one column, whose tests mostly need not be run. The other
         # tests always are.
@@ -102,8 +103,8 @@ class Evaluator:
             elif value.dtype.is_decimal:
                 bad = number.is_null() & value.expr.is_not_null()
                 reason = f"{place}: value is beyond 2^63 - 1 units of its last digit"
-                if name in self._as_they_are:
-                    self._decimals[name], _ = self._as_they_are[name]
+                if (column := columns[name]) is not None:
+                    self._decimals[name] = column
             else:
                 continue
             if feature.filter >= 0:
@@ -248,8 +249,6 @@ def _as_it_is(column: pl.Series, dtype: Type) -> pl.Series | None:
     if column.dtype != dtype.polars:
         return None
     match dtype.scalar:
-        case "decimal":
-            return None
         case "float64":
             return None if (column.to_numpy().view(np.int64) == _MINUS_ZERO).any() else column
         case "bool" | "timestamp":

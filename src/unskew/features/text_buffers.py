@@ -42,11 +42,16 @@ def not_null(array: pa.Array) -> npt.NDArray[np.bool_]:
 
     Of a Polars column, ``is_not_null`` runs a query, which costs more than the few rows of most batches.
     """
-    validity = array.buffers()[0]
-    if validity is None:
+    held = array.buffers()[0]
+    if held is None:
         return np.ones(len(array), np.bool_)
-    bits = np.unpackbits(np.frombuffer(validity, np.uint8), bitorder="little")
+    bits = np.unpackbits(np.frombuffer(held, np.uint8), bitorder="little")
     return bits[array.offset : array.offset + len(array)].view(np.bool_)
+
+
+def validity(present: npt.NDArray[np.bool_]) -> pa.Buffer | None:
+    """Return what says in Arrow's layout where there are values; None if they are everywhere."""
+    return None if present.all() else pa.py_buffer(np.packbits(present, bitorder="little"))
 
 
 class Keys(NamedTuple):

@@ -11,7 +11,7 @@ from unskew.features.jit import compiled
 from unskew.features.kernel import words as w
 from unskew.features.kernel.directory import Directory
 from unskew.features.plan import FeaturePlan
-from unskew.features.text_buffers import arrow
+from unskew.features.text_buffers import arrow, validity
 from unskew.features.types import MAP_KEY, MAP_VALUE, Type
 
 Ints = npt.NDArray[np.int64]
@@ -114,8 +114,9 @@ def _spread(held: pl.Series, present: Bools) -> pl.Series:
 def _decimals(units: Ints, present: Bools, scale: int) -> pa.Array:
     """Return units of the last digit as decimals: 128 bits each, the upper half all sign."""
     wide = np.stack((units, units >> 63), axis=1)
-    mask = None if present.all() else arrow(present).buffers()[1]
-    return pa.Array.from_buffers(pa.decimal128(38, scale), len(units), [mask, pa.py_buffer(wide.tobytes())])
+    return pa.Array.from_buffers(
+        pa.decimal128(38, scale), len(units), [validity(present), pa.py_buffer(wide.tobytes())]
+    )
 
 
 @compiled()

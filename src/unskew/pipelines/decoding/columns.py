@@ -11,7 +11,7 @@ import pyarrow as pa
 from unskew.features.definitions.avro_schema import TIMESTAMP
 from unskew.features.jit import allocating
 from unskew.features.rejection import Kind, Rejection
-from unskew.features.text_buffers import not_null
+from unskew.features.text_buffers import not_null, validity
 from unskew.features.time import DAY_US, MAX_INSTANT_US, MIN_INSTANT_US
 
 # Years 1 to 9999, which common tools can show.
@@ -129,8 +129,7 @@ def _decimals(unscaled: pl.Series, scale: int, refusals: Refusals) -> pl.Series:
         name = unscaled.name
         refusals.refuse(present & ~fits, "range", lambda _: f"{name} has more than {_DIGITS} digits")
         refusals.refuse(present & ~narrow, "range", lambda _: f"{name} is beyond 2^63 - 1 units of its last digit")
-    validity = None if kept.all() else pa.py_buffer(np.packbits(kept, bitorder="little"))
-    column = pa.Array.from_buffers(pa.decimal128(_DIGITS, scale), len(array), [validity, pa.py_buffer(words)])
+    column = pa.Array.from_buffers(pa.decimal128(_DIGITS, scale), len(array), [validity(kept), pa.py_buffer(words)])
     return pl.Series(unscaled.name, column)
 
 

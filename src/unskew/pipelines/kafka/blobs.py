@@ -10,7 +10,7 @@ import pyarrow as pa
 from typing_extensions import override
 
 from unskew.features.jit import compiled
-from unskew.features.text_buffers import read_only
+from unskew.features.text_buffers import read_only, validity
 
 
 class Blobs(Sequence[bytes | None]):
@@ -114,10 +114,10 @@ class Blobs(Sequence[bytes | None]):
 
     def series(self, name: str) -> pl.Series:
         """Return the items as a column of bytes."""
-        there = self.sizes >= 0
-        bits = None if there.all() else pa.py_buffer(np.packbits(there, bitorder="little").tobytes())
         array = pa.LargeBinaryArray.from_buffers(
-            pa.large_binary(), len(self), [bits, pa.py_buffer(self.edges), pa.py_buffer(self.data)]
+            pa.large_binary(),
+            len(self),
+            [validity(self.sizes >= 0), pa.py_buffer(self.edges), pa.py_buffer(self.data)],
         )
         return pl.Series(name, array, dtype=pl.Binary)
 

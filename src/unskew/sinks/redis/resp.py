@@ -25,7 +25,7 @@ import polars as pl
 from unskew.features.kernel.row_words import CurrentWords, Ints
 from unskew.features.plan import ViewPlan
 from unskew.features.selecting import select
-from unskew.features.text_buffers import Keys, read_only
+from unskew.features.text_buffers import Keys, not_null, read_only
 from unskew.features.types import INT64, STRING
 from unskew.features.updates import StepRows
 from unskew.sinks.redis import resp_bytes
@@ -298,9 +298,9 @@ def _integers(column: pl.Series, missing: npt.NDArray[np.bool_]) -> npt.NDArray[
     if not column.null_count():
         return column.to_numpy()
     array = column.to_arrow()
-    valid, values = array.buffers()
+    _, values = array.buffers()
     first, last = array.offset, array.offset + len(array)
-    np.equal(np.unpackbits(np.frombuffer(valid, np.uint8), bitorder="little")[first:last], 0, out=missing)
+    np.logical_not(not_null(array), out=missing)
     return np.frombuffer(values, np.int64)[first:last]
 
 
