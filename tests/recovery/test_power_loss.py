@@ -64,7 +64,7 @@ def test_the_shards_of_a_log_are_durable_before_any_coverage_is_withdrawn(tmp_pa
 
     (synced, temporary), *rest = disk.calls[-3:]
     assert synced == "fsync"
-    assert re.fullmatch(r"log/view/_coverage/_shards\.[0-9a-f]{32}\.tmp", temporary)
+    assert re.fullmatch(r"log/view/_coverage/\._shards\.json\.[0-9a-f]{32}\.tmp", temporary)
     assert rest == [
         ("rename", "log/view/_coverage/_shards.json"),
         ("fsync", "log/view/_coverage"),

@@ -1,12 +1,31 @@
 """Files that survive a loss of power."""
 
 import os
+import subprocess
+import sys
+from functools import partial
 
 import pytest
 
 from tests.support.disk import Disk, refuse
 from unskew.features.errors import LayoutError, StoreUnavailable
 from unskew.sinks import durable
+
+STAYS_BEFORE_FSYNC = """
+import os, sys, time
+from pathlib import Path
+from unskew.sinks import durable
+
+def stay(file):
+    print("written", flush=True)
+    time.sleep(600)
+
+os.fsync = stay
+if sys.argv[1] == "at once":
+    durable.replace(Path(sys.argv[2]), b"of another", at_once=True)
+else:
+    durable.create_whole(Path(sys.argv[2]), b"of another")
+"""
 
 
 def test_a_file_is_replaced_in_the_order_of_the_steps(tmp_path, monkeypatch):
@@ -73,6 +92,30 @@ def test_a_file_that_could_not_be_replaced_leaves_nothing_behind_that_nobody_ove
         durable.replace(path, b"new", refuse, at_once=True)
 
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("write", [partial(durable.replace, at_once=True), durable.create_whole])
+def test_what_a_killed_process_left_is_removed_and_what_another_still_writes_is_not(tmp_path, write):
+    path = tmp_path / "list[1].json"
+    other = subprocess.Popen(
+        [sys.executable, "-c", STAYS_BEFORE_FSYNC, "whole" if write is durable.create_whole else "at once", path],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with other:
+        try:
+            assert other.stdout.readline() == "written\n"
+            (of_other,) = tmp_path.iterdir()
+
+            write(path, b"of this")
+            assert set(tmp_path.iterdir()) == {path, of_other}
+        finally:
+            other.kill()
+
+    path.unlink()
+    write(path, b"of this")
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == b"of this"
 
 
 def test_folders_are_made_durable_from_the_top_or_together(tmp_path, monkeypatch):

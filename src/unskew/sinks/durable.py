@@ -17,6 +17,8 @@ Every function raises ``OSError`` if the disk fails; ``disk`` turns it into a ``
 """
 
 import contextlib
+import fcntl
+import glob
 import itertools
 import os
 import shutil
@@ -29,24 +31,25 @@ from typing import IO
 from unskew.features.errors import StoreUnavailable
 from unskew.sinks.objects import ObjectPath, Superseded
 
+_TRIES = 10
+"""How often a temporary file is written if other processes remove it."""
+
 
 def replace(path: Path, data: bytes, still_ours: Callable[[], None] = lambda: None, *, at_once: bool = False) -> None:
     """Replace the file at ``path``, if any, with one that holds these bytes; the temporary name ends in ``.tmp``.
 
-    ``at_once``: other processes may replace the file at the same time, so the temporary name is another each time.
+    ``at_once``: other processes may replace the file at the same time, so each has a temporary name of its own.
     """
     if isinstance(path, ObjectPath):
         still_ours()
         path.write_bytes(data)
         return
-    temporary = path.with_suffix(f".{uuid.uuid4().hex}.tmp" if at_once else ".tmp")
-    try:
-        write(temporary, data)
-        rename(temporary, path, still_ours)
-    finally:
-        if at_once:
-            # If it is still there, nothing would ever overwrite it.
-            temporary.unlink(missing_ok=True)
+    if at_once:
+        _of_many(path, data, lambda temporary: rename(temporary, path, still_ours))
+        return
+    temporary = path.with_suffix(".tmp")
+    write(temporary, data)
+    rename(temporary, path, still_ours)
 
 
 def create_whole(path: Path, data: bytes) -> None:
@@ -64,16 +67,41 @@ def create_whole(path: Path, data: bytes) -> None:
                     return
             raise
         return
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    # A rename would replace a file of that name.
     try:
-        write(temporary, data)
-        # A rename would replace a file of that name.
-        path.hardlink_to(temporary)
+        _of_many(path, data, path.hardlink_to)
     except FileExistsError as error:
         raise Superseded(str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def _of_many(path: Path, data: bytes, name: Callable[[Path], None]) -> None:
+    """Write the bytes to a temporary file and call ``name``, which gives that file the name ``path``.
+
+    Other processes may do the same meanwhile, each with a temporary name of its own, so what a killed process left is
+    never overwritten. Therefore each locks its file, and removes files that nobody has locked. On a file system without
+    locks they stay.
+    """
+    for tries_left in reversed(range(_TRIES)):
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            with contextlib.suppress(OSError), left.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                left.unlink()
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            with new_file(temporary) as file:
+                with contextlib.suppress(OSError):
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                file.write(data)
+                flush(file)
+                name(temporary)
+                return
+        except FileNotFoundError:
+            # Another process removed it before it was locked, or does not see the locks of this machine.
+            if not tries_left:
+                raise
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write(path: Path, data: bytes) -> None:
