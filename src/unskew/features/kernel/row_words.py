@@ -7,14 +7,12 @@ import numpy as np
 import numpy.typing as npt
 
 from unskew.features.kernel import words as w
+from unskew.features.kernel.growing import GrowingKeys, with_room
 from unskew.features.kernel.state import Rows
 from unskew.features.text_buffers import Keys
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
-
-_LEAST_ROOM = 32
-"""A copy has space for at least so many."""
 
 
 class RowWords(NamedTuple):
@@ -63,7 +61,7 @@ class GrowingWords:
     """Rows of successive steps of a shard, which are copied one after the other as they come."""
 
     def __init__(self, first: RowWords) -> None:
-        self._keys = _GrowingKeys(first.keys)
+        self._keys = GrowingKeys(first.keys)
         self._n_rows = first.n_rows
         self._arrays = list(first[1:])
 
@@ -72,7 +70,7 @@ class GrowingWords:
         begin, end = self._n_rows, self._n_rows + words.n_rows
         if end > self._arrays[0].shape[1]:
             self._arrays = [
-                _with_room(array, end, _axis(name))
+                with_room(array, end, _axis(name))
                 for name, array in zip(RowWords._fields[1:], self._arrays, strict=True)
             ]
         self._keys.add(words.keys)
@@ -86,31 +84,6 @@ class GrowingWords:
         chosen = slice(0, self._n_rows)
         arrays = (array[_rows(name, chosen)] for name, array in zip(RowWords._fields[1:], self._arrays, strict=True))
         return RowWords(self._keys.whole(), *arrays)
-
-
-class _GrowingKeys:
-    """Keys of several batches, which are copied one after the other as they come."""
-
-    def __init__(self, first: Keys) -> None:
-        self._n_keys = len(first.offsets) - 1
-        self._offsets = first.offsets - first.offsets[0]
-        self._data = first.data[first.offsets[0] : first.offsets[-1]]
-
-    def add(self, keys: Keys) -> None:
-        """Add a batch."""
-        begin, end = self._n_keys, self._n_keys + len(keys.offsets) - 1
-        n_bytes = int(self._offsets[begin])
-        data = keys.data[keys.offsets[0] : keys.offsets[-1]]
-        self._offsets = _with_room(self._offsets, end + 1)
-        self._data = _with_room(self._data, n_bytes + len(data))
-        np.add(keys.offsets[1:], n_bytes - keys.offsets[0], out=self._offsets[begin + 1 : end + 1])
-        self._data[n_bytes : n_bytes + len(data)] = data
-        self._n_keys = end
-
-    def whole(self) -> Keys:
-        """Return all keys so far; the space stays the same."""
-        offsets = self._offsets[: self._n_keys + 1]
-        return Keys(offsets, self._data[: offsets[-1]])
 
 
 class CurrentWords(NamedTuple):
@@ -184,18 +157,6 @@ def joined(kind: type[_Words], parts: Sequence[_Words]) -> _Words:
 def _axis(name: str) -> int:
     """Return the axis of a field's array along which its rows lie."""
     return len(_rows(name, ())) - 1
-
-
-def _with_room(array: npt.NDArray[Any], size: int, axis: int = 0) -> npt.NDArray[Any]:
-    """Return the array, or a copy with at least twice its space, if it has less than ``size`` along ``axis``."""
-    n_now = array.shape[axis]
-    if n_now >= size:
-        return array
-    shape = list(array.shape)
-    shape[axis] = max(size, 2 * n_now, _LEAST_ROOM)
-    larger = np.empty(shape, array.dtype)
-    larger[(slice(None),) * axis + (slice(n_now),)] = array
-    return larger
 
 
 def _rows(name: str, rows: Any) -> tuple[Any, ...]:
