@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from unskew.features.kernel.program import Column, Program, lower
 from unskew.features.kernel.results import column, series
 from unskew.features.kernel.row_words import CurrentWords, RowWords, joined
 from unskew.features.kernel.sealed import sealed, unseal
+from unskew.features.kernel.shown_texts import ShownTexts, places_of
 from unskew.features.kernel.state import Batch, Rows, State
 from unskew.features.kernel.tallies import most_tally_items
 from unskew.features.kernel.text_sweep import TextSweep
@@ -44,11 +45,14 @@ _MIN_TEXTS = 1024
 _SLOTS_OF_ITEM = 2
 FEW_ROWS = 1_000
 """Fewer rows of a step stay words; making a frame of many at once costs less than copying them."""
+_FEW_WORDS = 64
+"""Of rows with more words, fewer stay words: lists and maps have room for the most items that they may have."""
 _MOST_ROW_WORDS = 2_000_000
 _INSTANT = pl.Datetime("us", "UTC")
 _CAUSES = pl.Series("cause", ["hop", "event"])
 _NO_ROWS = StepRows(pl.DataFrame())
 
+_Words = TypeVar("_Words", RowWords, CurrentWords)
 _Counts = tuple[tuple[int, ...], ...]
 _Late = tuple[_Counts, tuple[int, ...]]
 """Late events by window and lateness, and the greatest lateness by window."""
@@ -81,10 +85,9 @@ class ShardState:
         }
         # The columns whose numbers are rows of texts: stored values, and keys of maps.
         self._as_texts = as_texts | {column for column in accumulators[:, w.A_BY].tolist() if column >= 0}
-        # Whether numbers of texts are in rows; a count of different texts is a number like others.
-        self._shows_texts = any(
-            feature.dtype.scalar == "string" or feature.dtype.nesting == "map" for feature in view.features
-        )
+        # Where numbers of texts are in rows; a count of different texts is a number like others.
+        self._shown = places_of(view.features, features[:, w.F_OUT])
+        self._most_few = FEW_ROWS * _FEW_WORDS // max(_FEW_WORDS, self._program.value_words)
         self._enters_late = bool((self._program.windows[:, w.W_KIND] == w.CLOSED).any())
         # Most steps of a quiet shard change nothing, so their frames without rows are made once.
         self._no_closed: StepRows | None = None
@@ -420,7 +423,7 @@ class ShardState:
         outs = self._program.features[:, w.F_OUT]
         values = held[:, w.C_VALUES :]
         firsts, others = np.ascontiguousarray(values[:, outs].T), np.delete(values, outs, axis=1)
-        features = self._features(firsts, others, None, held[:, w.C_PRESENT])
+        features = self._features(firsts, others, None, held[:, w.C_PRESENT], self._texts)
         frame = pl.DataFrame(
             [
                 *decode_keys(keys, self.view.entity).get_columns(),
@@ -576,12 +579,18 @@ class ShardState:
         """Return rows that the kernel wrote, at least one; it may write others to their place afterwards."""
         count, first = int(rows.n[0]), self.seq
         self.seq += count
-        # Numbers of texts may stand for others later.
-        if count < FEW_ROWS and not self._shows_texts:
+        if count < self._most_few:
             words = RowWords.of(rows, self.directory.gather(rows.entity[:count])).copied()
-            return StepRows.of(words, count, self._frames, first)
+            return StepRows.of(self._with_texts(words), count, self._frames, first)
         keys, number = self._distinct(rows.entity[:count])
         return StepRows(self._frame(RowWords.of(rows, keys), first, number), first)
+
+    def _with_texts(self, words: _Words) -> _Words:
+        """Return rows with the texts that they show, because numbers in the directory may stand for others later."""
+        if not len(self._shown):
+            return words
+        texts = ShownTexts.taken(self._shown, words.present, words.firsts, words.others, self._texts)
+        return words._replace(texts=texts)
 
     def _frames(self, shards: Sequence[tuple[Sequence[RowWords], int]]) -> list[pl.DataFrame]:
         """Return, for each of several shards of the view, the rows of successive steps as one frame.
@@ -617,13 +626,13 @@ class ShardState:
         if len(entity) != len(order) or (places[1:] < places[:-1]).any():
             entity = entity[places]
         caused = words.caused[order]
-        present, event_times, partitions, offsets = (
-            words.words[word][order] for word in (w.ROW_PRESENT, w.ROW_EVENT_TIME, w.ROW_PARTITION, w.ROW_OFFSET)
+        event_times, partitions, offsets = (
+            words.words[word][order] for word in (w.ROW_EVENT_TIME, w.ROW_PARTITION, w.ROW_OFFSET)
         )
         return pl.DataFrame(
             [
                 *entity.get_columns(),
-                *self._outputs(words.firsts, words.others, order, present),
+                *self._outputs(words, order),
                 pl.Series("available_at", words.instants[order]).cast(_INSTANT),
                 series("event_time", event_times, caused).cast(_INSTANT),
                 series("partition", partitions.astype(np.int32), caused),
@@ -652,8 +661,8 @@ class ShardState:
         rows = new_rows(self._program, count)
         current(self._packed(), rows, self._scratch)
         words = CurrentWords.of(rows, self.directory.gather(rows.entity))
-        if 0 < count < FEW_ROWS and not self._shows_texts:
-            return StepRows.of(words, count, self._current_frames)
+        if 0 < count < self._most_few:
+            return StepRows.of(self._with_texts(words), count, self._current_frames)
         current_rows = StepRows(self._current_frame([words]))
         if count == 0:
             self._no_current = current_rows
@@ -668,7 +677,7 @@ class ShardState:
         return pl.DataFrame(
             [
                 words.keys.to_series("key"),
-                *self._outputs(words.firsts, words.others, None, words.present),
+                *self._outputs(words),
                 pl.Series("_at", words.changed_at),
                 series("_until", words.until, words.has_until),
                 series("_empty_at", words.empty_at, words.has_empty_at),
@@ -676,15 +685,13 @@ class ShardState:
             ]
         )
 
-    def _outputs(
-        self,
-        firsts: npt.NDArray[np.int64],
-        others: npt.NDArray[np.int64],
-        order: npt.NDArray[np.int64] | None,
-        present: npt.NDArray[np.int64],
-    ) -> list[pl.Series]:
+    def _outputs(self, words: RowWords | CurrentWords, order: npt.NDArray[np.int64] | None = None) -> list[pl.Series]:
         """Return the columns of all outputs: the features, and what is derived from them."""
-        columns = self._features(firsts, others, order, present)
+        present = words.present if order is None else words.present[order]
+        firsts, others = words.firsts, words.others
+        if words.texts is not None:
+            firsts, others = words.texts.from_one(self._shown, words.present, firsts, others)
+        columns = self._features(firsts, others, order, present, words.texts or self._texts)
         if not self.view.derived:
             return columns
         derived = select(pl.DataFrame(columns), (plan.expr.alias(plan.name) for plan in self.view.derived))
@@ -696,6 +703,7 @@ class ShardState:
         others: npt.NDArray[np.int64],
         order: npt.NDArray[np.int64] | None,
         present: npt.NDArray[np.int64],
+        texts: Directory | ShownTexts,
     ) -> list[pl.Series]:
         columns = []
         everywhere = int(np.bitwise_and.reduce(present))
@@ -703,7 +711,7 @@ class ShardState:
         for index, feature in enumerate(self.view.features):
             there = all_there if everywhere >> index & 1 else (present >> index) & 1 != 0
             begin = int(self._program.features[index, w.F_OUT]) - index
-            columns.append(column(feature, firsts[index], others, begin, order, there, self._texts))
+            columns.append(column(feature, firsts[index], others, begin, order, there, texts))
         return columns
 
     def _clear_dirty(self) -> None:

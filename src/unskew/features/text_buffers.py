@@ -97,6 +97,14 @@ class Keys(NamedTuple):
         data = self.data[self.offsets[0] : self.offsets[-1]][np.repeat(chosen, lengths)]
         return Keys(np.concatenate(([0], np.cumsum(lengths[chosen]))), data)
 
+    def gather(self, places: npt.NDArray[np.int32]) -> "Keys":
+        """Return the keys at these places, in their order; the empty key for a negative one."""
+        offsets = np.empty(len(places) + 1, np.int64)
+        _write_ends(read_only(self.offsets), read_only(places), offsets)
+        data = np.empty(int(offsets[-1]), np.uint8)
+        _write_keys(read_only(self.offsets), read_only(self.data), read_only(places), offsets, data)
+        return Keys(offsets, data)
+
     def part(self, begin: int, end: int) -> "Keys":
         """Return the keys from ``begin`` up to ``end``, in the same memory."""
         return Keys(self.offsets[begin : end + 1], self.data)
@@ -135,6 +143,23 @@ class Keys(NamedTuple):
             by = pl.DataFrame([pl.Series("group", np.zeros(len(places)) if groups is None else groups[places]), texts])
             order[tied] = places[by.select(pl.arg_sort_by("group", "text")).to_series().to_numpy()]
         return order
+
+
+@compiled()
+def _write_ends(offsets: Any, places: Any, ends: Any) -> None:
+    ends[0] = 0
+    for index in range(len(places)):
+        place = places[index]
+        ends[index + 1] = ends[index] + (offsets[place + 1] - offsets[place] if place >= 0 else 0)
+
+
+@compiled()
+def _write_keys(offsets: Any, data: Any, places: Any, ends: Any, out: Any) -> None:
+    for index in range(len(places)):
+        if places[index] >= 0:
+            start = offsets[places[index]]
+            for at in range(ends[index + 1] - ends[index]):
+                out[uint64(ends[index] + at)] = data[uint64(start + at)]
 
 
 @compiled()

@@ -44,16 +44,17 @@ from unskew.features.kernel.items import add_slots
 from unskew.features.kernel.packed import no_program
 from unskew.features.kernel.repeats import _forget, _join, _new_queue, _remember, _split
 from unskew.features.kernel.results import number_texts, take_items
+from unskew.features.kernel.shown_texts import shift_shown, take_shown
 from unskew.features.kernel.state import Batch
 from unskew.features.kernel.state_bytes import Tiles, _collect, _hang
 from unskew.features.shard_state import new_rows, new_state
-from unskew.features.text_buffers import _hash_keys, _write_heads, read_only
+from unskew.features.text_buffers import _hash_keys, _write_ends, _write_heads, _write_keys, read_only
 from unskew.pipelines.decoding.avro_walk import _branches, _check, _cut, _walk
 from unskew.pipelines.decoding.columns import _read_decimals
 from unskew.pipelines.kafka.blobs import _cut as _cut_out
 from unskew.pipelines.kafka.fetching import _keep, _look
 from unskew.pipelines.kafka.headers import _find_last
-from unskew.sinks.redis.resp_bytes import take_numbers, write_rows
+from unskew.sinks.redis.resp_bytes import take_values, write_rows
 
 _LOOK_S = 0.1
 _N_PARTS = 2
@@ -88,7 +89,7 @@ def entries() -> list[list[Entry]]:
         Entry.of(_hang, program, state, narrow, *tiles),
     ]
     of_the_rest = [
-        Entry.of(take_numbers, tables, tables, ints, marks, tables, tables, many_marks, marks),
+        Entry.of(take_values, tables, tables, ints, ints, marks, tables, tables, np.empty((0, 0), np.int32), many_marks, marks),
         Entry.of(write_rows, octets, shown_octets, ints, shown_octets, 0, shown_octets, ints, ints, ints, shown_octets,
                shown, shown_octets, shown, tables, many_marks, shown_marks, shown),
         Entry.of(_look, ints, 0),
@@ -118,6 +119,10 @@ def entries() -> list[list[Entry]]:
         Entry.of(pack, program, state),
         Entry.of(take_dead, state, narrow),
         Entry.of(take_items, tables, 1, ints, ints, tables),
+        Entry.of(take_shown, tables, ints, tables, tables, narrow),
+        Entry.of(shift_shown, tables, ints, tables, tables, ints),
+        Entry.of(_write_ends, shown, read_only(narrow), ints),
+        Entry.of(_write_keys, shown, shown_octets, read_only(narrow), ints, octets),
         Entry.of(number_texts, ints, np.empty(0, np.uint32), narrow, np.empty(0, np.uint32)),
         Entry.of(reset_rows, program, state.entities, narrow, ints, np.int64(w.NONE)),
         Entry.of(add_slots, state.scalars, state.items, state.item_links, state.slots, 0),

@@ -43,10 +43,23 @@ PLAIN = {
         Wanted("small", "min", WINDOW, "small", "decimal(38,18)"),
         Wanted("x", "last", WINDOW, "x"),
     ],
+    "of texts alone": [
+        Wanted("word", "last", WINDOW, "s", "string"),
+        Wanted("seldom", "first", sliding(DAY, HOUR), "s", "string", filter="n > 3"),
+    ],
+    "of texts among others": [
+        Wanted("word", "last", WINDOW, "s", "string"),
+        Wanted("mean", "mean", WINDOW, "x"),
+        Wanted("n", "count", WINDOW),
+        Wanted("seldom", "first", WINDOW, "s", "string", filter="n > 3"),
+        Wanted("most", "mode", lifetime(), "s", "string"),
+        Wanted("is_on", "last", WINDOW, "b", "bool"),
+    ],
     "of floats alone": [Wanted("mean", "mean", WINDOW, "x"), Wanted("sum", "sum", lifetime(), "x", filter="n > 3")],
 }
 OTHERS = {
-    "of texts": [Wanted("word", "last", WINDOW, "s", "string")],
+    "of maps": [Wanted("words", "count", WINDOW, by=pl.col("s"), parameters={"keys": 2})],
+    "of lists of texts": [Wanted("words", "last_n", WINDOW, "s", "string", parameters={"n": 3})],
     "of lists": [Wanted("lasts", "last_n", WINDOW, "n", "int64", parameters={"n": 3})],
 }
 FLOATS = [0.1, -0.0, 1e300, 5e-324, 1 / 3, 123456789.123, -2.0, None]
@@ -151,9 +164,10 @@ def test_the_last_rows_of_keys_are_those_of_frames(wanted):
 
 
 @pytest.mark.parametrize("wanted", OTHERS.values(), ids=OTHERS)
-def test_values_that_are_not_numbers_are_left_to_frames(wanted):
+def test_lists_and_maps_are_left_to_frames(wanted):
     plan = view(*wanted, columns=COLUMNS)
     for rows in steps_of(plan, random.Random(1)):
+        assert rows.words is not None
         assert RowEncoder(plan, "unskew").encode_words(rows, HOUR) is None
 
 

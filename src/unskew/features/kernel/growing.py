@@ -24,25 +24,25 @@ def with_room(array: npt.NDArray[Any], size: int, axis: int = 0) -> npt.NDArray[
 
 
 class GrowingKeys:
-    """Keys of several batches, which are copied one after the other as they come."""
+    """Keys of several batches, which are copied one after the other as they come; ``n_keys``: their number."""
 
     def __init__(self, first: Keys) -> None:
-        self._n_keys = len(first.offsets) - 1
+        self.n_keys = len(first.offsets) - 1
         self._offsets = first.offsets - first.offsets[0]
         self._data = first.data[first.offsets[0] : first.offsets[-1]]
 
     def add(self, keys: Keys) -> None:
         """Add a batch."""
-        begin, end = self._n_keys, self._n_keys + len(keys.offsets) - 1
+        begin, end = self.n_keys, self.n_keys + len(keys.offsets) - 1
         n_bytes = int(self._offsets[begin])
         data = keys.data[keys.offsets[0] : keys.offsets[-1]]
         self._offsets = with_room(self._offsets, end + 1)
         self._data = with_room(self._data, n_bytes + len(data))
         np.add(keys.offsets[1:], n_bytes - keys.offsets[0], out=self._offsets[begin + 1 : end + 1])
         self._data[n_bytes : n_bytes + len(data)] = data
-        self._n_keys = end
+        self.n_keys = end
 
     def whole(self) -> Keys:
         """Return all keys so far; the space stays the same."""
-        offsets = self._offsets[: self._n_keys + 1]
+        offsets = self._offsets[: self.n_keys + 1]
         return Keys(offsets, self._data[: offsets[-1]])

@@ -10,6 +10,7 @@ import pyarrow as pa
 from unskew.features.jit import compiled
 from unskew.features.kernel import words as w
 from unskew.features.kernel.directory import Directory
+from unskew.features.kernel.shown_texts import ShownTexts
 from unskew.features.plan import FeaturePlan
 from unskew.features.text_buffers import arrow, validity
 from unskew.features.types import MAP_KEY, MAP_VALUE, Type
@@ -27,14 +28,13 @@ def column(
     begin: int,
     order: Ints | None,
     present: Bools,
-    texts: Directory,
+    texts: Directory | ShownTexts,
 ) -> pl.Series:
     """Return a feature's column; null where the value is not present.
 
     ``first``: the feature's first word of every row. ``others``: int64 [rows, words]; its other words are those from
     ``begin`` on. ``order``: the places of rows in the order of the column; without it the column may keep the words, so
-    they must not change afterwards. ``present``: in the order of the column. ``texts``: the directory whose rows stand
-    for texts.
+    they must not change afterwards. ``present``: in the order of the column. ``texts``: those that numbers stand for.
     """
     # Places are valid, so no mode need check them.
     first = first if order is None else first.take(order, mode="clip")
@@ -44,7 +44,7 @@ def column(
     return _nested(feature, others, begin, np.arange(len(first)) if order is None else order, ends, present, texts)
 
 
-def _scalars(name: str, dtype: Type, numbers: Ints, present: Bools, texts: Directory) -> pl.Series:
+def _scalars(name: str, dtype: Type, numbers: Ints, present: Bools, texts: Directory | ShownTexts) -> pl.Series:
     match dtype.scalar:
         case "float64":
             return series(name, numbers.view(np.float64), present)
@@ -71,9 +71,9 @@ def series(name: str, numbers: npt.NDArray[Any], present: Bools) -> pl.Series:
     return pl.Series(name, pa.Array.from_buffers(pa.from_numpy_dtype(numbers.dtype), len(numbers), buffers))
 
 
-def _texts(name: str, codes: Ints, texts: Directory) -> pl.Series:
+def _texts(name: str, codes: Ints, texts: Directory | ShownTexts) -> pl.Series:
     """Return the texts that codes stand for; each is made once where a few occur often."""
-    if len(codes) < texts.capacity:
+    if len(codes) <= texts.capacity:
         named = codes != w.OTHER_KEY
         held = texts.gather(codes[named].astype(np.int32)).to_series(name)
         return held if named.all() else _spread(held, named).fill_null(_OTHER)
@@ -136,7 +136,13 @@ def take_items(words: Any, first: int, order: Any, ends: Any, items: Any) -> Non
 
 
 def _nested(
-    feature: FeaturePlan, words: Ints, first: int, order: Ints, ends: Ints, present: Bools, texts: Directory
+    feature: FeaturePlan,
+    words: Ints,
+    first: int,
+    order: Ints,
+    ends: Ints,
+    present: Bools,
+    texts: Directory | ShownTexts,
 ) -> pl.Series:
     """Return lists (a word for the length, then the items) or maps (the length, then pairs of key and value)."""
     inner = feature.dtype.element

@@ -1,31 +1,36 @@
 """Rows copied out of the kernel's space as words, of which one frame is made for many steps."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from unskew.features.kernel import words as w
 from unskew.features.kernel.growing import GrowingKeys, with_room
+from unskew.features.kernel.shown_texts import GrowingTexts, ShownTexts, joined_texts
 from unskew.features.kernel.state import Rows
 from unskew.features.text_buffers import Keys
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
+_ARRAYS: Final = ("words", "firsts", "others")
+
 
 class RowWords(NamedTuple):
     """Rows in the order of instants; those of one instant are in any order.
 
     ``keys``: theirs, or fewer, to which they are numbered elsewhere. ``words``, ``firsts`` and ``others``: as in
-    ``Rows``.
+    ``Rows``. ``texts``: those that numbers in them stand for; None if there are no such numbers, or if they are those
+    of the shard's directory.
     """
 
     keys: Keys
     words: Ints
     firsts: Ints
     others: Ints
+    texts: ShownTexts | None = None
 
     @classmethod
     def of(cls, rows: Rows, keys: Keys) -> "RowWords":
@@ -41,6 +46,16 @@ class RowWords(NamedTuple):
     def n_rows(self) -> int:
         """The number of rows."""
         return self.words.shape[1]
+
+    @property
+    def n_words(self) -> int:
+        """The number of words of a row."""
+        return len(self.words) + len(self.firsts) + self.others.shape[1]
+
+    @property
+    def present(self) -> Ints:
+        """A bit for each value that is present."""
+        return self.words[w.ROW_PRESENT]
 
     @property
     def instants(self) -> Ints:
@@ -63,36 +78,36 @@ class GrowingWords:
     def __init__(self, first: RowWords) -> None:
         self._keys = GrowingKeys(first.keys)
         self._n_rows = first.n_rows
-        self._arrays = list(first[1:])
+        self._arrays = {name: getattr(first, name) for name in _ARRAYS}
+        self._texts = None if first.texts is None else GrowingTexts(first.texts)
 
     def add(self, words: RowWords) -> None:
         """Add the rows of the step that follows."""
         begin, end = self._n_rows, self._n_rows + words.n_rows
-        if end > self._arrays[0].shape[1]:
-            self._arrays = [
-                with_room(array, end, _axis(name))
-                for name, array in zip(RowWords._fields[1:], self._arrays, strict=True)
-            ]
+        if end > self._arrays["words"].shape[1]:
+            self._arrays = {name: with_room(array, end, _axis(name)) for name, array in self._arrays.items()}
         self._keys.add(words.keys)
-        added = slice(begin, end)
-        for name, space, array in zip(RowWords._fields[1:], self._arrays, words[1:], strict=True):
-            space[_rows(name, added)] = array
+        for name, space in self._arrays.items():
+            space[_rows(name, slice(begin, end))] = getattr(words, name)
+        if self._texts is not None and words.texts is not None:
+            self._texts.add(words.texts)
         self._n_rows = end
 
     def whole(self) -> RowWords:
         """Return all rows so far; the space stays the same."""
         chosen = slice(0, self._n_rows)
-        arrays = (array[_rows(name, chosen)] for name, array in zip(RowWords._fields[1:], self._arrays, strict=True))
-        return RowWords(self._keys.whole(), *arrays)
+        arrays = {name: array[_rows(name, chosen)] for name, array in self._arrays.items()}
+        return RowWords(self._keys.whole(), **arrays, texts=None if self._texts is None else self._texts.whole())
 
 
 class CurrentWords(NamedTuple):
-    """Current rows of entities: ``Updates.current`` says what the instants are."""
+    """Current rows of entities: ``Updates.current`` says what the instants are, ``RowWords`` what the fields are."""
 
     keys: Keys
     words: Ints
     firsts: Ints
     others: Ints
+    texts: ShownTexts | None = None
 
     @classmethod
     def of(cls, rows: Rows, keys: Keys) -> "CurrentWords":
@@ -136,8 +151,9 @@ class CurrentWords(NamedTuple):
 
     def chosen(self, chosen: Bools) -> "CurrentWords":
         """Return the rows for which ``chosen`` is true."""
-        arrays = {name: getattr(self, name)[_rows(name, chosen)] for name in self._fields if name != "keys"}
-        return CurrentWords(keys=self.keys.chosen(chosen), **arrays)
+        arrays = {name: getattr(self, name)[_rows(name, chosen)] for name in _ARRAYS}
+        texts = None if self.texts is None else self.texts.chosen(chosen)
+        return CurrentWords(self.keys.chosen(chosen), **arrays, texts=texts)
 
 
 _Words = TypeVar("_Words", RowWords, CurrentWords)
@@ -147,11 +163,9 @@ def joined(kind: type[_Words], parts: Sequence[_Words]) -> _Words:
     """Return the rows of steps in their order; successive steps of a shard close successive instants."""
     if len(parts) == 1:
         return parts[0]
-    keys: Sequence[Keys]
-    arrays: Sequence[Sequence[npt.NDArray[Any]]]
-    keys, *arrays = zip(*parts, strict=True)
-    axes = [_axis(name) for name in kind._fields[1:]]
-    return kind(Keys.joined(keys), *(np.concatenate(each, axis) for each, axis in zip(arrays, axes, strict=True)))
+    arrays = {name: np.concatenate([getattr(part, name) for part in parts], _axis(name)) for name in _ARRAYS}
+    texts = [part.texts for part in parts if part.texts is not None]
+    return kind(Keys.joined([part.keys for part in parts]), **arrays, texts=joined_texts(texts) if texts else None)
 
 
 def _axis(name: str) -> int:

@@ -33,6 +33,7 @@ from unskew.sinks.redis.keyspace import value_key
 from unskew.sinks.redis.texts import text_of
 from unskew.sinks.redis.wire import argument, command
 
+_NO_PLACES = np.empty(0, np.int64)
 _NO_TEXTS = Keys(np.zeros(1, np.int64), np.empty(0, np.uint8))
 
 
@@ -133,30 +134,36 @@ class RowEncoder:
     def encode_words(self, rows: StepRows, now_us: int | None, *, persist: bool = False) -> Commands | None:
         """Return the commands that ``encode`` returns for the frame of ``rows``, which is not made.
 
-        None for rows that are a frame already, or whose values are not all numbers in the kernel's words.
+        None for rows that are a frame already, or whose values are not all numbers or texts in the kernel's words.
         """
         plain, held = self._plain, rows.words
         if plain is None or held is None:
             return None
         words: CurrentWords = held[1]
-        n_rows, n_floats = rows.height, self._n_floats
-        numbers = np.empty((len(self._fields) - n_floats, n_rows), np.int64)
-        floats = np.empty((n_floats, n_rows), np.int64)
-        missing = np.empty((len(self._fields), n_rows), np.bool_)
+        n_rows, n_fields = rows.height, len(self._fields)
+        numbers = np.empty((n_fields - plain.n_floats - plain.n_texts, n_rows), np.int64)
+        floats = np.empty((plain.n_floats, n_rows), np.int64)
+        shown = np.empty((plain.n_texts, n_rows), np.int32)
+        missing = np.empty((n_fields, n_rows), np.bool_)
         gone = np.empty(n_rows, np.bool_)
-        resp_bytes.take_numbers(
+        resp_bytes.take_values(
             np.ascontiguousarray(words.firsts),
             np.ascontiguousarray(words.words),
+            _NO_PLACES if words.texts is None else words.texts.begins,
             plain.sources,
             plain.booleans,
             numbers,
             floats,
+            shown,
             missing,
             gone,
         )
+        texts = [Keys.of(_float_texts(floats.ravel().view(np.float64)))] if plain.n_floats else []
+        if words.texts is not None:
+            texts.append(words.texts.gather(shown.ravel()))
         return self._written(
             words.keys,
-            Keys.of(_float_texts(floats.ravel().view(np.float64))) if n_floats else _NO_TEXTS,
+            _NO_TEXTS if not texts else texts[0] if len(texts) == 1 else Keys.joined(texts),
             plain.sources,
             plain.scales,
             numbers,
@@ -255,29 +262,38 @@ class RowEncoder:
 
 @dataclass(frozen=True)
 class _Plain:
-    """Where the fields of a view go to from the kernel's words, if each is a number in one of them.
+    """Where the fields of a view go to from the kernel's words, if each is a number or a text in one of them.
 
-    ``sources``, ``scales``: see ``resp_bytes.write_rows``. ``booleans``: which features are truth values.
+    ``sources``, ``scales``: see ``resp_bytes.write_rows``; floats are the first of the text columns. ``booleans``:
+    which features are truth values. ``n_floats``, ``n_texts``: the numbers of floats and of texts among the fields.
     """
 
     sources: Ints
     scales: Ints
     booleans: npt.NDArray[np.bool_]
+    n_floats: int
+    n_texts: int
 
     @classmethod
     def of(cls, view: ViewPlan) -> "_Plain | None":
-        """Return None if a view has texts, lists, maps or derived features."""
+        """Return None if a view has lists, maps or derived features."""
         types = [output.dtype for output in view.outputs]
-        if any(dtype.nesting or dtype.scalar == "string" for dtype in types):
+        if any(dtype.nesting for dtype in types):
             return None
         if [feature.name for feature in view.features] != [output.name for output in view.outputs]:
             return None
         # The last two are instants, beside the features.
-        are_floats = np.array([*(dtype.scalar == "float64" for dtype in types), False, False])
+        scalars = np.array([*(dtype.scalar for dtype in types), "instant", "instant"])
+        are_floats, are_texts = scalars == "float64", scalars == "string"
+        n_floats = int(are_floats.sum())
+        of_texts = np.where(are_floats, -np.cumsum(are_floats), -n_floats - np.cumsum(are_texts))
+        are_numbers = ~are_floats & ~are_texts
         return cls(
-            np.where(are_floats, -np.cumsum(are_floats), np.cumsum(~are_floats) - 1),
+            np.where(are_numbers, np.cumsum(are_numbers) - 1, of_texts),
             np.array([*(dtype.scale if dtype.is_decimal else 0 for dtype in types), 0, 0]),
-            np.array([dtype.scalar == "bool" for dtype in types]),
+            scalars[:-2] == "bool",
+            n_floats,
+            int(are_texts.sum()),
         )
 
 

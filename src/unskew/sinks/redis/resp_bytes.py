@@ -227,33 +227,40 @@ def _decimal(out: Array, at: int, value: Any, n_digits: int, scale: int) -> int:
 
 
 @compiled()
-def take_numbers(
+def take_values(
     firsts: Array,
     words: Array,
+    begins: Array,
     sources: Array,
     booleans: Array,
     numbers: Array,
     floats: Array,
+    shown: Array,
     missing: Array,
     gone: Array,
 ) -> None:
-    """Write rows in the kernel's words as ``write_rows`` takes them; their values are all numbers.
+    """Write rows in the kernel's words as ``write_rows`` takes them; their values are all numbers and texts.
 
-    ``firsts`` [features, rows], ``words``: as in ``CurrentWords``. ``sources``: as there, and two more at the end, of
-    the instants; the text columns are those of ``floats``, which gets bits. ``booleans`` [features].
+    ``firsts`` [features, rows], ``words``: as in ``CurrentWords``. ``begins`` [rows]: as in ``ShownTexts``.
+    ``sources``: as in ``write_rows``, and two more at the end, of the instants. The first text columns are those of
+    ``floats``, which gets bits; those after it are of texts, whose places ``shown`` gets, -1 where there is none.
+    ``booleans`` [features].
     """
     n_features, n_rows = firsts.shape
+    n_floats = len(floats)
     for feature in range(n_features):
         source = sources[feature]
         for row in range(n_rows):
             value = firsts[feature, row]
             is_missing = words[w.ROW_PRESENT, row] >> feature & 1 == 0
-            if source < 0:
+            if source >= 0:
+                numbers[source, row] = value != 0 if booleans[feature] else value
+            elif -1 - source < n_floats:
                 floats[-1 - source, row] = value
                 # No stored value is NaN, so each NaN stands for a null; its text is never read.
                 is_missing |= value & _MAGNITUDE > _INFINITY
             else:
-                numbers[source, row] = value != 0 if booleans[feature] else value
+                shown[-1 - source - n_floats, row] = -1 if is_missing else begins[row] + value
             missing[feature, row] = is_missing
     for row in range(n_rows):
         numbers[sources[n_features], row] = words[w.ROW_INSTANT, row]
