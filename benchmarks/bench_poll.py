@@ -1,7 +1,7 @@
 """Measure the processor time of one small poll, from records to bytes for Redis and rows for log and archive.
 
-    python benchmarks/bench_poll.py [--sizes 1 10 100 1000] [--views 1] [--ordered] [--texts] [--beside PATH/src]
-    python benchmarks/bench_poll.py --idle [--partitions 100] [--rate 100] [--beside PATH/src]
+    python benchmarks/bench_poll.py [--sizes 1 10] [--views 1] [--ordered] [--texts [--shows text]] [--beside SRC]
+    python benchmarks/bench_poll.py --idle [--partitions 100] [--rate 100] [--beside SRC]
 
 The first needs no broker and no Redis: a poll goes through the router (decoding, evaluation, slices), the shard's step,
 the encoding of current rows as Redis commands, and the appending to log and archive; at the end of so many polls as an
@@ -28,6 +28,7 @@ import polars as pl
 import redis
 from workload import (
     SCHEMA,
+    SHOWN,
     STAGES,
     features_of_texts,
     live_in,
@@ -45,9 +46,12 @@ EPOCH_POLLS = 500
 HOME = Path(__file__).resolve().parent.parent / "src"
 
 
-def measure(n_records: int, n_views: int, *, partitioned: bool, texts: bool) -> dict[str, float]:
+def measure(n_records: int, n_views: int, *, partitioned: bool, texts: bool, shows: str | None) -> dict[str, float]:
     """Return microseconds a poll, by stage, of one epoch; one before that warms up."""
-    plan = (features_of_texts if texts else nine_features)(n_views, partitioned=partitioned)
+    if texts:
+        plan = features_of_texts(n_views, partitioned=partitioned, shows=shows)
+    else:
+        plan = nine_features(n_views, partitioned=partitioned)
     coming = turns(n_records, n_turns=EPOCH_POLLS, encoded=of_texts if texts else of_numbers)
     return one_epoch(list(plan.views.values()), coming, n_turns=EPOCH_POLLS)
 
@@ -207,6 +211,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ordered", action="store_true", help="hashed shards instead of partitioned ones")
     parser.add_argument("--texts", action="store_true", help="events with texts, nulls, an enum and a decimal")
+    parser.add_argument("--shows", choices=SHOWN, help="with --texts: the view shows the last text, several, or a map")
     parser.add_argument("--beside", type=Path, help="the folder that holds another version of the package")
     parser.add_argument("--idle", action="store_true", help="the cores of a pipeline on a quiet topic")
     parser.add_argument("--partitions", type=int, default=100)
@@ -226,7 +231,7 @@ def main() -> None:
     if given.idle:
         quiet(sources, given)
     else:
-        how = {"n_views": given.views, "partitioned": not given.ordered, "texts": given.texts}
+        how = {"n_views": given.views, "partitioned": not given.ordered, "texts": given.texts, "shows": given.shows}
         compare(sources, given.sizes, given.rounds, **how)
 
 

@@ -111,8 +111,15 @@ def nine_features(
     return compile_definitions(*(view(number) for number in range(n_views)))
 
 
-def features_of_texts(n_views: int, *, partitioned: bool = True) -> Any:
-    """Return views with the same six features of ``TEXTS_SCHEMA`` over five minutes, one of them with a filter."""
+SHOWN = ("text", "list", "map")
+"""What a view may show of the texts of events: the last one, the last five, or counts of events by text."""
+
+
+def features_of_texts(n_views: int, *, partitioned: bool = True, shows: str | None = None) -> Any:
+    """Return views with the same six features of ``TEXTS_SCHEMA`` over five minutes, one of them with a filter.
+
+    ``shows``: one of ``SHOWN``, for one more feature.
+    """
     from unskew.features.definitions import agg
     from unskew.features.definitions.compile import compile as compile_definitions
     from unskew.features.definitions.vocabulary import Entity, Feature, FeatureView, Sliding, Stream
@@ -128,6 +135,9 @@ def features_of_texts(n_views: int, *, partitioned: bool = True) -> Any:
         Feature("pages", agg.count_distinct("page"), window),
         Feature("paid_online", agg.count(), window, where="paid and kind = 'web'"),
     ]
+    shown = {"text": agg.last("page"), "list": agg.last_n("page", 5), "map": agg.count(by="page")}
+    if shows is not None:
+        features.append(Feature("shown", shown[shows], window))
     user = Entity("user", key="user")
     return compile_definitions(
         *(FeatureView(f"by_user_{each}", entity=user, stream=stream, features=features) for each in range(n_views))

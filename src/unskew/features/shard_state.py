@@ -86,7 +86,7 @@ class ShardState:
         # The columns whose numbers are rows of texts: stored values, and keys of maps.
         self._as_texts = as_texts | {column for column in accumulators[:, w.A_BY].tolist() if column >= 0}
         # Where numbers of texts are in rows; a count of different texts is a number like others.
-        self._shown = places_of(view.features, features[:, w.F_OUT])
+        self._shown = places_of(view.features)
         self._most_few = FEW_ROWS * _FEW_WORDS // max(_FEW_WORDS, self._program.value_words)
         self._enters_late = bool((self._program.windows[:, w.W_KIND] == w.CLOSED).any())
         # Most steps of a quiet shard change nothing, so their frames without rows are made once.

@@ -54,7 +54,7 @@ from unskew.pipelines.decoding.columns import _read_decimals
 from unskew.pipelines.kafka.blobs import _cut as _cut_out
 from unskew.pipelines.kafka.fetching import _keep, _look
 from unskew.pipelines.kafka.headers import _find_last
-from unskew.sinks.redis.resp_bytes import take_values, write_rows
+from unskew.sinks.redis.resp_bytes import look_into, take_values, write_nested, write_rows
 
 _LOOK_S = 0.1
 _N_PARTS = 2
@@ -90,6 +90,9 @@ def entries() -> list[list[Entry]]:
     ]
     of_the_rest = [
         Entry.of(take_values, tables, tables, ints, ints, marks, tables, tables, np.empty((0, 0), np.int32), many_marks, marks),
+        Entry.of(look_into, tables, ints, tables, tables, ints),
+        Entry.of(write_nested, octets, shown_octets, ints, tables, ints, tables, tables, ints, shown_octets, shown,
+               shown_octets, shown, ints),
         Entry.of(write_rows, octets, shown_octets, ints, shown_octets, 0, shown_octets, ints, ints, ints, shown_octets,
                shown, shown_octets, shown, tables, many_marks, shown_marks, shown),
         Entry.of(_look, ints, 0),

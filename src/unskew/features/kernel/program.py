@@ -1,7 +1,9 @@
 """Compilation of a view's features to the small integer arrays that control the kernel."""
 
+from collections.abc import Sequence
 from decimal import Context, Decimal
 from functools import partial
+from itertools import accumulate
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -182,6 +184,11 @@ def lower(view: ViewPlan) -> tuple[Program, tuple[Column, ...]]:
     if len(view.features) > MAX_FEATURES:
         raise ValueError(f"{view.name}: {len(view.features)} features, and a view has at most {MAX_FEATURES}")
     return _Lowering(view).program()
+
+
+def others_begin(features: Sequence[FeaturePlan]) -> list[int]:
+    """Return the place of each feature's second word among the ``others`` of ``Rows``."""
+    return [0, *accumulate(value_width(feature) - 1 for feature in features)][:-1]
 
 
 class _Lowering:

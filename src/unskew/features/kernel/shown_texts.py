@@ -14,6 +14,7 @@ from unskew.features.jit import compiled
 from unskew.features.kernel import words as w
 from unskew.features.kernel.directory import Directory
 from unskew.features.kernel.growing import GrowingKeys, with_room
+from unskew.features.kernel.program import others_begin
 from unskew.features.plan import FeaturePlan
 from unskew.features.text_buffers import Keys
 
@@ -23,12 +24,10 @@ Ints = npt.NDArray[np.int64]
 _FEATURE, _BEGIN, _STRIDE = range(3)
 
 
-def places_of(features: Sequence[FeaturePlan], outs: Ints) -> Ints:
-    """Return where rows have numbers of texts: int64 [places, 3]; ``outs``: the first word of each feature."""
+def places_of(features: Sequence[FeaturePlan]) -> Ints:
+    """Return where rows have numbers of texts: int64 [places, 3]."""
     found: list[tuple[int, int, int]] = []
-    for index, feature in enumerate(features):
-        # ``Rows`` has the first words of all features apart.
-        begin = int(outs[index]) - index
+    for index, (feature, begin) in enumerate(zip(features, others_begin(features), strict=True)):
         is_text = feature.dtype.scalar == "string"
         match feature.dtype.nesting:
             case "map":

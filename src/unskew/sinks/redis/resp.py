@@ -22,7 +22,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from unskew.features.kernel.program import others_begin
 from unskew.features.kernel.row_words import CurrentWords, Ints
+from unskew.features.kernel.shown_texts import ShownTexts
 from unskew.features.plan import ViewPlan
 from unskew.features.selecting import select
 from unskew.features.text_buffers import Keys, not_null, read_only
@@ -33,8 +35,8 @@ from unskew.sinks.redis.keyspace import value_key
 from unskew.sinks.redis.texts import text_of
 from unskew.sinks.redis.wire import argument, command
 
-_NO_PLACES = np.empty(0, np.int64)
 _NO_TEXTS = Keys(np.zeros(1, np.int64), np.empty(0, np.uint8))
+_NO_SHOWN = ShownTexts(np.empty(0, np.int64), _NO_TEXTS)
 
 
 @dataclass(frozen=True)
@@ -134,33 +136,47 @@ class RowEncoder:
     def encode_words(self, rows: StepRows, now_us: int | None, *, persist: bool = False) -> Commands | None:
         """Return the commands that ``encode`` returns for the frame of ``rows``, which is not made.
 
-        None for rows that are a frame already, or whose values are not all numbers or texts in the kernel's words.
+        None for rows that are a frame already, or for a view with derived features.
         """
         plain, held = self._plain, rows.words
         if plain is None or held is None:
             return None
         words: CurrentWords = held[1]
         n_rows, n_fields = rows.height, len(self._fields)
-        numbers = np.empty((n_fields - plain.n_floats - plain.n_texts, n_rows), np.int64)
+        firsts, present = np.ascontiguousarray(words.firsts), np.ascontiguousarray(words.present)
+        shown = words.texts or _NO_SHOWN
+        numbers = np.empty((n_fields - plain.n_floats - plain.n_texts - len(plain.nested), n_rows), np.int64)
         floats = np.empty((plain.n_floats, n_rows), np.int64)
-        shown = np.empty((plain.n_texts, n_rows), np.int32)
+        places = np.empty((plain.n_texts, n_rows), np.int32)
         missing = np.empty((n_fields, n_rows), np.bool_)
         gone = np.empty(n_rows, np.bool_)
         resp_bytes.take_values(
-            np.ascontiguousarray(words.firsts),
+            firsts,
             np.ascontiguousarray(words.words),
-            _NO_PLACES if words.texts is None else words.texts.begins,
+            shown.begins,
             plain.sources,
             plain.booleans,
             numbers,
             floats,
-            shown,
+            places,
             missing,
             gone,
         )
-        texts = [Keys.of(_float_texts(floats.ravel().view(np.float64)))] if plain.n_floats else []
-        if words.texts is not None:
-            texts.append(words.texts.gather(shown.ravel()))
+        inner, n_items = np.empty(0, np.int64), 0
+        if len(plain.nested):
+            inner = np.empty(n_rows * words.others.shape[1], np.int64)
+            n_inner, n_items = resp_bytes.look_into(plain.nested, present, firsts, words.others, inner)
+            inner = inner[:n_inner]
+        texts = []
+        of_floats = _NO_TEXTS
+        if n_floats := floats.size + len(inner):
+            # Polars writes a few floats of several fields in the time of one.
+            of_floats = Keys.of(_float_texts(np.concatenate((floats.ravel(), inner)).view(np.float64)))
+            texts.append(of_floats.part(0, floats.size))
+        if places.size:
+            texts.append(shown.gather(places.ravel()))
+        if len(plain.nested):
+            texts.append(self._nested(words, firsts, present, shown, of_floats.part(floats.size, n_floats), n_items))
         return self._written(
             words.keys,
             _NO_TEXTS if not texts else texts[0] if len(texts) == 1 else Keys.joined(texts),
@@ -171,6 +187,32 @@ class RowEncoder:
             gone,
             self._expiries_ms(n_rows, now_us, lambda: (words.empty_at, ~words.has_empty_at), persist=persist),
         )
+
+    def _nested(
+        self, words: CurrentWords, firsts: Ints, present: Ints, shown: ShownTexts, floats: Keys, n_items: int
+    ) -> Keys:
+        """Return the JSON of lists and maps, field by field, and row by row in each; empty where there is none."""
+        assert self._plain is not None
+        fields = self._plain.nested
+        size = 2 * len(fields) * len(present) + n_items * resp_bytes.MOST_AROUND_AN_ITEM + floats.n_bytes
+        out = np.empty(size + resp_bytes.MOST_OF_A_BYTE * shown.each.n_bytes, np.uint8)
+        ends = np.empty(len(fields) * len(present) + 1, np.int64)
+        resp_bytes.write_nested(
+            out,
+            self._pieces,
+            self._piece_ends,
+            fields,
+            present,
+            firsts,
+            words.others,
+            shown.begins,
+            read_only(shown.each.data),
+            read_only(shown.each.offsets),
+            read_only(floats.data),
+            read_only(floats.offsets),
+            ends,
+        )
+        return Keys(ends, out[: ends[-1]])
 
     def _written(
         self,
@@ -262,10 +304,11 @@ class RowEncoder:
 
 @dataclass(frozen=True)
 class _Plain:
-    """Where the fields of a view go to from the kernel's words, if each is a number or a text in one of them.
+    """Where the fields of a view go to from the kernel's words, if each is a value in them.
 
-    ``sources``, ``scales``: see ``resp_bytes.write_rows``; floats are the first of the text columns. ``booleans``:
-    which features are truth values. ``n_floats``, ``n_texts``: the numbers of floats and of texts among the fields.
+    ``sources``, ``scales``: see ``resp_bytes.write_rows``; of the text columns, floats come first, then texts, then
+    lists and maps. ``booleans``: which features are truth values. ``n_floats``, ``n_texts``: the numbers of floats and
+    of texts among the fields. ``nested``: see ``resp_bytes.write_nested``.
     """
 
     sources: Ints
@@ -273,28 +316,53 @@ class _Plain:
     booleans: npt.NDArray[np.bool_]
     n_floats: int
     n_texts: int
+    nested: Ints
 
     @classmethod
     def of(cls, view: ViewPlan) -> "_Plain | None":
-        """Return None if a view has lists, maps or derived features."""
+        """Return None if a view has derived features."""
         types = [output.dtype for output in view.outputs]
-        if any(dtype.nesting for dtype in types):
-            return None
         if [feature.name for feature in view.features] != [output.name for output in view.outputs]:
             return None
         # The last two are instants, beside the features.
-        scalars = np.array([*(dtype.scalar for dtype in types), "instant", "instant"])
-        are_floats, are_texts = scalars == "float64", scalars == "string"
-        n_floats = int(are_floats.sum())
-        of_texts = np.where(are_floats, -np.cumsum(are_floats), -n_floats - np.cumsum(are_texts))
-        are_numbers = ~are_floats & ~are_texts
+        kinds = np.array([*("nested" if dtype.nesting else dtype.scalar for dtype in types), "instant", "instant"])
+        sources = np.zeros(len(kinds), np.int64)
+        are_numbers = np.ones(len(kinds), np.bool_)
+        n_columns = 0
+        for kind in ("float64", "string", "nested"):
+            of_kind = kinds == kind
+            sources[of_kind] = -1 - n_columns - np.arange(of_kind.sum())
+            n_columns += int(of_kind.sum())
+            are_numbers &= ~of_kind
+        sources[are_numbers] = np.arange(are_numbers.sum())
         return cls(
-            np.where(are_numbers, np.cumsum(are_numbers) - 1, of_texts),
+            sources,
             np.array([*(dtype.scale if dtype.is_decimal else 0 for dtype in types), 0, 0]),
-            scalars[:-2] == "bool",
-            n_floats,
-            int(are_texts.sum()),
+            kinds[:-2] == "bool",
+            int((kinds == "float64").sum()),
+            int((kinds == "string").sum()),
+            _nested_fields(view),
         )
+
+
+def _nested_fields(view: ViewPlan) -> Ints:
+    """Return the lists and maps of a view, as ``resp_bytes.write_nested`` takes them."""
+    kinds = {
+        "int64": resp_bytes.OF_INTEGERS,
+        "timestamp": resp_bytes.OF_INTEGERS,
+        "bool": resp_bytes.OF_BOOLEANS,
+        "float64": resp_bytes.OF_FLOATS,
+        "string": resp_bytes.OF_TEXTS,
+        "decimal": resp_bytes.OF_DECIMALS,
+    }
+    found = [
+        (index, begin, dtype.nesting == "map", kinds[dtype.scalar], dtype.scale if dtype.is_decimal else 0)
+        for index, (dtype, begin) in enumerate(
+            zip((feature.dtype for feature in view.features), others_begin(view.features), strict=True)
+        )
+        if dtype.nesting
+    ]
+    return np.array(found, np.int64).reshape(-1, 5)
 
 
 def _float_texts(values: npt.NDArray[np.float64]) -> pl.Series:

@@ -14,6 +14,8 @@ Array = Any
 _INT64: Any = np.int64
 # Numbers of one type, because numba compiles a function again for each plain constant that is passed to it.
 _CR, _LF, _STAR, _DOLLAR, _MINUS, _POINT, _ZERO = (_INT64(ord(character)) for character in "\r\n*$-.0")
+_QUOTE, _BACKSLASH, _COMMA, _COLON, _A, _U = (_INT64(ord(character)) for character in '"\\,:au')
+_OPEN, _CLOSE, _OPEN_MAP, _CLOSE_MAP = (_INT64(ord(character)) for character in "[]{}")
 _NONE, _TWO, _THREE = _INT64(0), _INT64(2), _INT64(3)
 # The bits of a float64 without its sign, and those of an infinity.
 _MAGNITUDE, _INFINITY = _INT64(2**63 - 1), _INT64(0x7FF << 52)
@@ -26,8 +28,13 @@ _PIECES = [
     "*1\r\n$5\r\nMULTI\r\n",
     "*1\r\n$4\r\nEXEC\r\n",
     "$7\r\nPERSIST\r\n",
+    '"other"',
+    "true",
+    "false",
+    # What JSON has for the characters below 32 after a backslash; "u" stands for four hexadecimal digits.
+    "uuuuuuuubtnufruuuuuuuuuuuuuuuuuu",
 ]
-_HSET, _HDEL, _DEL, _PEXPIREAT, _MULTI, _EXEC, _PERSIST = range(len(_PIECES))
+_HSET, _HDEL, _DEL, _PEXPIREAT, _MULTI, _EXEC, _PERSIST, _OTHER, _TRUE, _FALSE, _ESCAPES = range(len(_PIECES))
 PIECES = "".join(_PIECES).encode()
 PIECE_ENDS = [len("".join(_PIECES[:n])) for n in range(len(_PIECES) + 1)]
 """The fixed pieces of commands, end to end, and the end of each."""
@@ -40,6 +47,14 @@ MOST_AROUND_AN_ARGUMENT = 1 + MOST_DIGITS + 2 + 2
 # Three arrays, their keys, and an instant.
 MOST_AROUND_A_ROW = len(PIECES) + 7 * MOST_AROUND_AN_ARGUMENT + MOST_DIGITS
 """The most bytes of a row's commands apart from its key, its field names and its values."""
+
+F_FEATURE, F_BEGIN, F_IS_MAP, F_KIND, F_SCALE = range(5)
+"""Columns of the fields that are lists and maps: the feature; its first word among the other words of a row; 1 for a
+map; what its values are; the scale of its decimals."""
+OF_INTEGERS, OF_BOOLEANS, OF_FLOATS, OF_TEXTS, OF_DECIMALS = (_INT64(kind) for kind in range(5))
+MOST_AROUND_AN_ITEM = 4 + 2 + MOST_OF_A_NUMBER + len("other")
+MOST_OF_A_BYTE = 6
+"""The most bytes that JSON has for a byte of a text."""
 
 
 @compiled()
@@ -204,12 +219,17 @@ def _number(out: Array, at: int, number: int, scale: int) -> int:
     value = uint64(-(number + 1)) + uint64(1) if negative else uint64(number)
     n_digits = max(_n_digits(value), scale + 1)
     at = _length(out, at, n_digits + negative + (scale > 0))
-    if negative:
+    return _line_end(out, _signed(out, at, number, value, n_digits, scale))
+
+
+@inner()
+def _signed(out: Array, at: int, number: int, value: Any, n_digits: int, scale: int) -> int:
+    if number < 0:
         out[uint64(at)] = _MINUS
         at += 1
     if scale > 0:
-        return _line_end(out, _decimal(out, at, value, n_digits, scale))
-    return _line_end(out, _digits(out, at, value, n_digits))
+        return _decimal(out, at, value, n_digits, scale)
+    return _digits(out, at, value, n_digits)
 
 
 @inner()
@@ -239,15 +259,15 @@ def take_values(
     missing: Array,
     gone: Array,
 ) -> None:
-    """Write rows in the kernel's words as ``write_rows`` takes them; their values are all numbers and texts.
+    """Write rows in the kernel's words as ``write_rows`` takes them; of their values, numbers and texts.
 
     ``firsts`` [features, rows], ``words``: as in ``CurrentWords``. ``begins`` [rows]: as in ``ShownTexts``.
     ``sources``: as in ``write_rows``, and two more at the end, of the instants. The first text columns are those of
-    ``floats``, which gets bits; those after it are of texts, whose places ``shown`` gets, -1 where there is none.
-    ``booleans`` [features].
+    ``floats``, which gets bits; then come those of texts, whose places ``shown`` gets, -1 where there is none; and
+    those of lists and maps, which ``write_nested`` writes. ``booleans`` [features].
     """
     n_features, n_rows = firsts.shape
-    n_floats = len(floats)
+    n_floats, n_others = len(floats), len(floats) + len(shown)
     for feature in range(n_features):
         source = sources[feature]
         for row in range(n_rows):
@@ -259,7 +279,7 @@ def take_values(
                 floats[-1 - source, row] = value
                 # No stored value is NaN, so each NaN stands for a null; its text is never read.
                 is_missing |= value & _MAGNITUDE > _INFINITY
-            else:
+            elif -1 - source < n_others:
                 shown[-1 - source - n_floats, row] = -1 if is_missing else begins[row] + value
             missing[feature, row] = is_missing
     for row in range(n_rows):
@@ -268,3 +288,130 @@ def take_values(
         missing[n_features, row] = False
         missing[n_features + 1, row] = words[w.ROW_UNTIL, row] == w.FOREVER
         gone[row] = words[w.ROW_EMPTY_AT, row] == w.NEVER
+
+
+@compiled()
+def look_into(fields: Array, present: Array, firsts: Array, others: Array, floats: Array) -> tuple[int, int]:
+    """Write the bits of the floats in lists and maps to ``floats``; return how many there are, and how many items.
+
+    ``fields``: columns ``F_...``; others as for ``write_nested``.
+    """
+    n_floats = n_items = 0
+    for field in range(len(fields)):
+        feature = fields[field, F_FEATURE]
+        step = 1 + fields[field, F_IS_MAP]
+        for row in range(len(present)):
+            if present[row] >> feature & 1 == 0:
+                continue
+            n_items += firsts[feature, row]
+            if fields[field, F_KIND] == OF_FLOATS:
+                word = fields[field, F_BEGIN] + fields[field, F_IS_MAP]
+                for _ in range(firsts[feature, row]):
+                    floats[n_floats] = others[row, word]
+                    word += step
+                    n_floats += 1
+    return n_floats, n_items
+
+
+@compiled()
+def write_nested(
+    out: Array,
+    pieces: Array,
+    piece_ends: Array,
+    fields: Array,
+    present: Array,
+    firsts: Array,
+    others: Array,
+    begins: Array,
+    texts: Array,
+    text_ends: Array,
+    floats: Array,
+    float_ends: Array,
+    ends: Array,
+) -> None:
+    """Write the JSON of lists and maps to ``out``, which is large enough, and their ends to ``ends``.
+
+    ``ends`` [fields * rows + 1]: field by field; what is not present is empty. ``firsts``, ``others``: as in ``Rows``.
+    ``begins`` [rows], ``texts``, ``text_ends``: as in ``ShownTexts``. ``floats``, ``float_ends``: the texts of those
+    that ``look_into`` found.
+    """
+    at = _NONE
+    n_floats = 0
+    ends[0] = 0
+    for field in range(len(fields)):
+        feature = fields[field, F_FEATURE]
+        is_map = fields[field, F_IS_MAP] != 0
+        kind = fields[field, F_KIND]
+        for row in range(len(present)):
+            if present[row] >> feature & 1:
+                word = fields[field, F_BEGIN]
+                out[uint64(at)] = _OPEN_MAP if is_map else _OPEN
+                at += 1
+                for item in range(firsts[feature, row]):
+                    if item > 0:
+                        out[uint64(at)] = _COMMA
+                        at += 1
+                    if is_map:
+                        if others[row, word] == w.OTHER_KEY:
+                            at = _copy(out, at, pieces, piece_ends[_OTHER], piece_ends[_OTHER + 1])
+                        else:
+                            place = begins[row] + others[row, word]
+                            escapes = piece_ends[_ESCAPES]
+                            at = _quoted(out, at, texts, text_ends[place], text_ends[place + 1], pieces, escapes)
+                        out[uint64(at)] = _COLON
+                        at += 1
+                        word += 1
+                    value = others[row, word]
+                    word += 1
+                    if kind == OF_FLOATS:
+                        at = _copy(out, at, floats, float_ends[n_floats], float_ends[n_floats + 1])
+                        n_floats += 1
+                    elif kind == OF_TEXTS:
+                        place = begins[row] + value
+                        escapes = piece_ends[_ESCAPES]
+                        at = _quoted(out, at, texts, text_ends[place], text_ends[place + 1], pieces, escapes)
+                    elif kind == OF_BOOLEANS:
+                        piece = _TRUE if value != 0 else _FALSE
+                        at = _copy(out, at, pieces, piece_ends[piece], piece_ends[piece + 1])
+                    elif kind == OF_DECIMALS:
+                        out[uint64(at)] = _QUOTE
+                        at = _json_number(out, at + 1, value, fields[field, F_SCALE])
+                        out[uint64(at)] = _QUOTE
+                        at += 1
+                    else:
+                        at = _json_number(out, at, value, _NONE)
+                out[uint64(at)] = _CLOSE_MAP if is_map else _CLOSE
+                at += 1
+            ends[field * len(present) + row + 1] = at
+
+
+@inner()
+def _json_number(out: Array, at: int, number: int, scale: int) -> int:
+    value = uint64(-(number + 1)) + uint64(1) if number < 0 else uint64(number)
+    return _signed(out, at, number, value, max(_n_digits(value), scale + 1), scale)
+
+
+@inner()
+def _quoted(out: Array, at: int, data: Array, start: int, stop: int, pieces: Array, escapes: int) -> int:
+    """Write a text as JSON; only what JSON does not allow as it is is escaped."""
+    out[uint64(at)] = _QUOTE
+    at += 1
+    for index in range(start, stop):
+        byte = data[uint64(index)]
+        if byte >= 32 and byte not in (_QUOTE, _BACKSLASH):
+            out[uint64(at)] = byte
+            at += 1
+            continue
+        out[uint64(at)] = _BACKSLASH
+        escape = pieces[escapes + byte] if byte < 32 else byte
+        out[uint64(at + 1)] = escape
+        at += 2
+        if byte < 32 and escape == _U:
+            low = byte & 15
+            out[uint64(at)] = _ZERO
+            out[uint64(at + 1)] = _ZERO
+            out[uint64(at + 2)] = _ZERO + (byte >> 4)
+            out[uint64(at + 3)] = _ZERO + low if low < 10 else _A + low - 10
+            at += 4
+    out[uint64(at)] = _QUOTE
+    return at + 1
