@@ -349,10 +349,10 @@ class ShardState:
             events = Events(events)
         if self._sessions is None or self._over_sessions is None:
             return events
-        closed = self._over_sessions(self._sessions.close_sessions(events, clock_us)).events
+        closed = self._sessions.close_sessions(events, clock_us)
         if self.since_us is None:
             self.since_us = self._sessions.since_us
-        return Events(closed)
+        return None if closed is None else Events(self._over_sessions(closed).events)
 
     @property
     def newcomers(self) -> Keys | None:
@@ -406,8 +406,8 @@ class ShardState:
             if done == len(batch.rows) and self._state.scalars[w.S_CLOCK] >= clock_us:
                 return
 
-    def close_sessions(self, events: Events | None, clock_us: int) -> pl.DataFrame:
-        """Apply events as ``apply`` does, and return only the sessions that close.
+    def close_sessions(self, events: Events | None, clock_us: int) -> pl.DataFrame | None:
+        """Apply events as ``apply`` does, and return only the sessions that close; None if none does.
 
         They are events of a stream, in the order of (instant, key).
         """
@@ -415,6 +415,10 @@ class ShardState:
         self._run(events, clock_us, lambda _rows: None)
         self._clear_dirty()
         count = int(self._state.scalars[w.S_CLOSINGS])
+        if count == 0:
+            # As in most steps, and a frame without rows costs as much as one of a few.
+            self._forget()
+            return None
         self._state.scalars[w.S_CLOSINGS] = 0
         held = self._state.closings[:count].copy()
         keys = self.directory.gather(held[:, w.C_ROW].astype(np.int32)).to_series("key")
