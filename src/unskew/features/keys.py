@@ -84,6 +84,8 @@ def encode_keys(frame: pl.DataFrame, entity: ViewEntity) -> pl.Series:
     parts = [part if kind == "int64" else _escape(part) for kind, part in zip(entity.types, texts, strict=True)]
     if len(parts) == 1:
         return parts[0].alias("key")
+    if frame.height <= _FEW:
+        return reduce(lambda whole, part: whole + "|" + part, parts).alias("key")
     columns = pl.DataFrame([part.alias(str(index)) for index, part in enumerate(parts)])
     return select(columns, pl.concat_str(pl.all(), separator="|").alias("key")).to_series()
 
