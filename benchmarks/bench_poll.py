@@ -1,6 +1,6 @@
 """Measure the processor time of one small poll, from records to bytes for Redis and rows for log and archive.
 
-    python benchmarks/bench_poll.py [--sizes 1 10] [--views 1] [--ordered] [--texts [--shows text]] [--beside SRC]
+    python benchmarks/bench_poll.py [--sizes 1 10] [--views 1] [--ordered] [--texts [--besides map]] [--beside SRC]
     python benchmarks/bench_poll.py --idle [--partitions 100] [--rate 100] [--beside SRC]
 
 The first needs no broker and no Redis: a poll goes through the router (decoding, evaluation, slices), the shard's step,
@@ -27,8 +27,8 @@ from typing import Any
 import polars as pl
 import redis
 from workload import (
+    BESIDES,
     SCHEMA,
-    SHOWN,
     STAGES,
     features_of_texts,
     live_in,
@@ -46,10 +46,10 @@ EPOCH_POLLS = 500
 HOME = Path(__file__).resolve().parent.parent / "src"
 
 
-def measure(n_records: int, n_views: int, *, partitioned: bool, texts: bool, shows: str | None) -> dict[str, float]:
+def measure(n_records: int, n_views: int, *, partitioned: bool, texts: bool, besides: str | None) -> dict[str, float]:
     """Return microseconds a poll, by stage, of one epoch; one before that warms up."""
     if texts:
-        plan = features_of_texts(n_views, partitioned=partitioned, shows=shows)
+        plan = features_of_texts(n_views, partitioned=partitioned, besides=besides)
     else:
         plan = nine_features(n_views, partitioned=partitioned)
     coming = turns(n_records, n_turns=EPOCH_POLLS, encoded=of_texts if texts else of_numbers)
@@ -211,7 +211,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ordered", action="store_true", help="hashed shards instead of partitioned ones")
     parser.add_argument("--texts", action="store_true", help="events with texts, nulls, an enum and a decimal")
-    parser.add_argument("--shows", choices=SHOWN, help="with --texts: the view shows the last text, several, or a map")
+    parser.add_argument("--besides", choices=BESIDES, help="with --texts: what the views have besides")
     parser.add_argument("--beside", type=Path, help="the folder that holds another version of the package")
     parser.add_argument("--idle", action="store_true", help="the cores of a pipeline on a quiet topic")
     parser.add_argument("--partitions", type=int, default=100)
@@ -231,7 +231,7 @@ def main() -> None:
     if given.idle:
         quiet(sources, given)
     else:
-        how = {"n_views": given.views, "partitioned": not given.ordered, "texts": given.texts, "shows": given.shows}
+        how = {"n_views": given.views, "partitioned": not given.ordered, "texts": given.texts, "besides": given.besides}
         compare(sources, given.sizes, given.rounds, **how)
 
 

@@ -111,18 +111,19 @@ def nine_features(
     return compile_definitions(*(view(number) for number in range(n_views)))
 
 
-SHOWN = ("text", "list", "map")
-"""What a view may show of the texts of events: the last one, the last five, or counts of events by text."""
+BESIDES = ("text", "list", "map", "derived", "keys", "sessions")
+"""What a view may have besides: the last text, the last five, counts by text, a derived feature, two keys; or sessions
+instead of events."""
 
 
-def features_of_texts(n_views: int, *, partitioned: bool = True, shows: str | None = None) -> Any:
+def features_of_texts(n_views: int, *, partitioned: bool = True, besides: str | None = None) -> Any:
     """Return views with the same six features of ``TEXTS_SCHEMA`` over five minutes, one of them with a filter.
 
-    ``shows``: one of ``SHOWN``, for one more feature.
+    ``besides``: one of ``BESIDES``.
     """
     from unskew.features.definitions import agg
     from unskew.features.definitions.compile import compile as compile_definitions
-    from unskew.features.definitions.vocabulary import Entity, Feature, FeatureView, Sliding, Stream
+    from unskew.features.definitions.vocabulary import Derived, Entity, Feature, FeatureView, Sessions, Sliding, Stream
 
     by = "user" if partitioned else None
     stream = Stream("events", topic="events", schema=TEXTS_SCHEMA, event_time="at", settle="10ms", partitioned_by=by)
@@ -135,12 +136,20 @@ def features_of_texts(n_views: int, *, partitioned: bool = True, shows: str | No
         Feature("pages", agg.count_distinct("page"), window),
         Feature("paid_online", agg.count(), window, where="paid and kind = 'web'"),
     ]
-    shown = {"text": agg.last("page"), "list": agg.last_n("page", 5), "map": agg.count(by="page")}
-    if shows is not None:
-        features.append(Feature("shown", shown[shows], window))
-    user = Entity("user", key="user")
+    more: dict[str | None, Any] = {
+        "text": Feature("more", agg.last("page"), window),
+        "list": Feature("more", agg.last_n("page", 5), window),
+        "map": Feature("more", agg.count(by="page"), window),
+        "derived": Derived("more", "spend / purchases"),
+    }
+    features += [more[besides]] if besides in more else []
+    user = Entity("user", key=["user", "kind"] if besides == "keys" else "user")
+    source: Any = stream
+    if besides == "sessions":
+        source = Sessions("visits", stream=stream, gap="30s", hop="1s")
+        features = [Feature("visits", agg.count(), window), Feature("length", agg.mean("length_s"), window)]
     return compile_definitions(
-        *(FeatureView(f"by_user_{each}", entity=user, stream=stream, features=features) for each in range(n_views))
+        *(FeatureView(f"by_user_{each}", entity=user, stream=source, features=features) for each in range(n_views))
     )
 
 
