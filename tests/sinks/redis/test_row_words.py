@@ -83,6 +83,18 @@ PLAIN = {
         Wanted("price", "max", WINDOW, "d", "decimal(38,2)"),
     ],
 }
+SHARE = (WantedOfOthers("share", "1 / (events - 1)"), WantedOfOthers("twice", "events * 2", "int64"))
+DERIVED = {
+    "of all kinds": (
+        WantedOfOthers("share", "last_n / n"),
+        WantedOfOthers("is_more", "last_n > n", "bool"),
+        WantedOfOthers("next", "n + 1", "int64"),
+        WantedOfOthers("negative", "-0.0 * wide"),
+        WantedOfOthers("later", "last_at", "timestamp"),
+    ),
+    "of texts among others": (WantedOfOthers("length", "length(word)"), WantedOfOthers("is_web", "seldom = 'word'", "bool")),
+    "of everything": (WantedOfOthers("length", "length(word) + n", "int64"), WantedOfOthers("half", "mean / 2")),
+}
 TEXTS = ["é\n", "", "word", '"quoted\\', "".join(map(chr, range(33))), "\x7f\u2028😀/", None]
 FLOATS = [0.1, -0.0, 1e300, 5e-324, 1 / 3, 123456789.123, -2.0, None]
 INTEGERS = [0, 7, -(2**63), 2**63 - 1, 3, None]
@@ -184,11 +196,27 @@ def test_the_last_rows_of_keys_are_those_of_frames(wanted):
     assert found.frame().equals(expected.frame())
 
 
-def test_derived_features_are_left_to_frames():
-    plan = view(*PLAIN["of all kinds"], columns=COLUMNS, derived=(WantedOfOthers("share", "last_n / n"),))
-    for rows in steps_of(plan, random.Random(1)):
-        assert rows.words is not None
-        assert RowEncoder(plan, "unskew").encode_words(rows, HOUR) is None
+@pytest.mark.parametrize("name", PLAIN)
+def test_derived_features_are_those_of_the_frame(name):
+    plan = view(*PLAIN[name], Wanted("events", "count", WINDOW), columns=COLUMNS, derived=DERIVED.get(name, SHARE))
+    encoder = RowEncoder(plan, "unskew")
+    batch = Batch()
+    for seed in range(5):
+        for rows in steps_of(plan, random.Random(seed)):
+            assert encoder.encode_words(rows, HOUR) == encoder.encode(framed(rows).frame(), HOUR)
+            batch.rows.setdefault(plan.id, []).append(rows)
+    batch.conflate()
+    (last,) = batch.rows[plan.id]
+    assert encoder.encode_words(last, HOUR) == encoder.encode(framed(last).frame(), HOUR)
+
+
+def test_derived_texts_and_decimals_are_left_to_frames():
+    for derived in (WantedOfOthers("upper", "upper(word)", "string"), WantedOfOthers("twice", "d + d", "decimal(38,2)")):
+        wanted = [Wanted("word", "last", WINDOW, "s", "string"), Wanted("d", "last", WINDOW, "d", "decimal(38,2)")]
+        plan = view(*wanted, columns=COLUMNS, derived=(derived,))
+        for rows in steps_of(plan, random.Random(1)):
+            assert rows.words is not None
+            assert RowEncoder(plan, "unskew").encode_words(rows, HOUR) is None
 
 
 @pytest.mark.parametrize("wanted", PLAIN.values(), ids=PLAIN)

@@ -23,8 +23,9 @@ import numpy.typing as npt
 import polars as pl
 
 from unskew.features.kernel.program import others_begin
+from unskew.features.kernel.results import column
 from unskew.features.kernel.row_words import CurrentWords, Ints
-from unskew.features.kernel.shown_texts import ShownTexts
+from unskew.features.kernel.shown_texts import ShownTexts, places_of
 from unskew.features.plan import ViewPlan
 from unskew.features.selecting import select
 from unskew.features.text_buffers import Keys, not_null, read_only
@@ -85,6 +86,8 @@ class RowEncoder:
         self._pieces = _bytes(resp_bytes.PIECES)
         self._piece_ends = np.array(resp_bytes.PIECE_ENDS)
         self._plain = _Plain.of(view)
+        self._inputs = frozenset(name for one in view.derived for name in one.inputs)
+        self._shown_places = places_of(view.features)
         # Reused, because the page faults of a new buffer of this size cost more than filling it.
         self._out = np.empty(0, np.uint8)
 
@@ -136,7 +139,7 @@ class RowEncoder:
     def encode_words(self, rows: StepRows, now_us: int | None, *, persist: bool = False) -> Commands | None:
         """Return the commands that ``encode`` returns for the frame of ``rows``, which is not made.
 
-        None for rows that are a frame already, or for a view with derived features.
+        None for rows that are a frame already, or for a view with a derived feature that is a text or a decimal.
         """
         plain, held = self._plain, rows.words
         if plain is None or held is None:
@@ -162,6 +165,8 @@ class RowEncoder:
             missing,
             gone,
         )
+        if self.view.derived:
+            self._take_derived(words, present, shown, numbers, floats, missing)
         inner, n_items = np.empty(0, np.int64), 0
         if len(plain.nested):
             inner = np.empty(n_rows * words.others.shape[1], np.int64)
@@ -187,6 +192,34 @@ class RowEncoder:
             gone,
             self._expiries_ms(n_rows, now_us, lambda: (words.empty_at, ~words.has_empty_at), persist=persist),
         )
+
+    def _take_derived(
+        self,
+        words: CurrentWords,
+        present: Ints,
+        shown: ShownTexts,
+        numbers: Ints,
+        floats: Ints,
+        missing: npt.NDArray[np.bool_],
+    ) -> None:
+        """Write what is derived from other features as ``resp_bytes.take_values`` writes the features."""
+        assert self._plain is not None
+        firsts, others = shown.from_one(self._shown_places, present, words.firsts, words.others)
+        # They are single values, so nothing of them is among the other words.
+        inputs = [
+            column(feature, firsts[index], others, 0, None, present >> index & 1 != 0, shown)
+            for index, feature in enumerate(self.view.features)
+            if feature.name in self._inputs
+        ]
+        found = select(pl.DataFrame(inputs), [one.expr.alias(one.name) for one in self.view.derived])
+        for field, values in enumerate(found.get_columns(), len(self.view.features)):
+            source = self._plain.sources[field]
+            missing[field] = False
+            if source >= 0:
+                numbers[source] = _integers(values, missing[field])
+            else:
+                floats[-1 - source] = values.to_numpy().view(np.int64)
+                np.isnan(values.to_numpy(), out=missing[field])
 
     def _nested(
         self, words: CurrentWords, firsts: Ints, present: Ints, shown: ShownTexts, floats: Keys, n_items: int
@@ -304,7 +337,7 @@ class RowEncoder:
 
 @dataclass(frozen=True)
 class _Plain:
-    """Where the fields of a view go to from the kernel's words, if each is a value in them.
+    """Where the fields of a view go to from the kernel's words, if each is a value in them or derived from some.
 
     ``sources``, ``scales``: see ``resp_bytes.write_rows``; of the text columns, floats come first, then texts, then
     lists and maps. ``booleans``: which features are truth values. ``n_floats``, ``n_texts``: the numbers of floats and
@@ -320,11 +353,11 @@ class _Plain:
 
     @classmethod
     def of(cls, view: ViewPlan) -> "_Plain | None":
-        """Return None if a view has derived features."""
+        """Return None if a view has a derived feature that is a text or a decimal."""
         types = [output.dtype for output in view.outputs]
-        if [feature.name for feature in view.features] != [output.name for output in view.outputs]:
+        if any(one.dtype.scalar == "string" or one.dtype.is_decimal for one in view.derived):
             return None
-        # The last two are instants, beside the features.
+        # The last two are instants, beside the features and what is derived from them.
         kinds = np.array([*("nested" if dtype.nesting else dtype.scalar for dtype in types), "instant", "instant"])
         sources = np.zeros(len(kinds), np.int64)
         are_numbers = np.ones(len(kinds), np.bool_)
@@ -338,7 +371,7 @@ class _Plain:
         return cls(
             sources,
             np.array([*(dtype.scale if dtype.is_decimal else 0 for dtype in types), 0, 0]),
-            kinds[:-2] == "bool",
+            kinds[: len(view.features)] == "bool",
             int((kinds == "float64").sum()),
             int((kinds == "string").sum()),
             _nested_fields(view),

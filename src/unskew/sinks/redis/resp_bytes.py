@@ -262,9 +262,10 @@ def take_values(
     """Write rows in the kernel's words as ``write_rows`` takes them; of their values, numbers and texts.
 
     ``firsts`` [features, rows], ``words``: as in ``CurrentWords``. ``begins`` [rows]: as in ``ShownTexts``.
-    ``sources``: as in ``write_rows``, and two more at the end, of the instants. The first text columns are those of
-    ``floats``, which gets bits; then come those of texts, whose places ``shown`` gets, -1 where there is none; and
-    those of lists and maps, which ``write_nested`` writes. ``booleans`` [features].
+    ``sources``: as in ``write_rows``, those of features first, and those of the instants last; what lies between is
+    left to the caller. The first text columns are those of ``floats``, which gets bits; then come those of texts, whose
+    places ``shown`` gets, -1 where there is none; and those of lists and maps, which ``write_nested`` writes.
+    ``booleans`` [features].
     """
     n_features, n_rows = firsts.shape
     n_floats, n_others = len(floats), len(floats) + len(shown)
@@ -282,11 +283,12 @@ def take_values(
             elif -1 - source < n_others:
                 shown[-1 - source - n_floats, row] = -1 if is_missing else begins[row] + value
             missing[feature, row] = is_missing
+    at = len(sources) - 2
     for row in range(n_rows):
-        numbers[sources[n_features], row] = words[w.ROW_INSTANT, row]
-        numbers[sources[n_features + 1], row] = words[w.ROW_UNTIL, row]
-        missing[n_features, row] = False
-        missing[n_features + 1, row] = words[w.ROW_UNTIL, row] == w.FOREVER
+        numbers[sources[at], row] = words[w.ROW_INSTANT, row]
+        numbers[sources[at + 1], row] = words[w.ROW_UNTIL, row]
+        missing[at, row] = False
+        missing[at + 1, row] = words[w.ROW_UNTIL, row] == w.FOREVER
         gone[row] = words[w.ROW_EMPTY_AT, row] == w.NEVER
 
 
