@@ -51,8 +51,7 @@ _EMPTY.flags.writeable = False
 _log = logging.getLogger("unskew.kafka")
 
 
-def _no_records() -> Records:
-    return Records(_EMPTY, _EMPTY, _EMPTY, NO_BLOBS, NO_BLOBS, Headers.none(0))
+_NO_RECORDS = Records(_EMPTY, _EMPTY, _EMPTY, NO_BLOBS, NO_BLOBS, Headers.none(0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -866,7 +865,7 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         *,
         decided: bool = False,
     ) -> Poll:
-        records = _no_records() if records is None else records
+        records = _NO_RECORDS if records is None else records
         self._last_item_s = self._reader.options.monotonic()
         self._asked = False
         self._said_ended = self.ended and self._script is None
