@@ -17,6 +17,7 @@ COMMANDS = (
     "bench_latency --seconds 8 --warm-up 5 --rates 1000 --kinds ordered --linger 1",
     "bench_poll --sizes 0 1 10 100 1000",
     "bench_poll --texts",
+    "bench_poll --texts --besides text list map derived keys sessions --sizes 10 1000",
     "bench_poll --idle --partitions 4 --rate 0 --rounds 2 --seconds 8",
     "bench_poll --idle --partitions 100 --rate 0 --rounds 2 --seconds 8",
     "bench_poll --idle --partitions 400 --rate 0 --rounds 2 --seconds 8",

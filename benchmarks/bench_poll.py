@@ -1,6 +1,6 @@
 """Measure the processor time of one small poll, from records to bytes for Redis and rows for log and archive.
 
-    python benchmarks/bench_poll.py [--sizes 1 10] [--views 1] [--ordered] [--texts [--besides map]] [--beside SRC]
+    python benchmarks/bench_poll.py [--sizes 1 10] [--views 1] [--ordered] [--texts [--besides map list]] [--beside SRC]
     python benchmarks/bench_poll.py --idle [--partitions 100] [--rate 100] [--beside SRC]
 
 The first needs no broker and no Redis: a poll goes through the router (decoding, evaluation, slices), the shard's step,
@@ -211,7 +211,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ordered", action="store_true", help="hashed shards instead of partitioned ones")
     parser.add_argument("--texts", action="store_true", help="events with texts, nulls, an enum and a decimal")
-    parser.add_argument("--besides", choices=BESIDES, help="with --texts: what the views have besides")
+    parser.add_argument("--besides", choices=BESIDES, nargs="+", help="with --texts: what views have besides, in turn")
     parser.add_argument("--beside", type=Path, help="the folder that holds another version of the package")
     parser.add_argument("--idle", action="store_true", help="the cores of a pipeline on a quiet topic")
     parser.add_argument("--partitions", type=int, default=100)
@@ -231,8 +231,11 @@ def main() -> None:
     if given.idle:
         quiet(sources, given)
     else:
-        how = {"n_views": given.views, "partitioned": not given.ordered, "texts": given.texts, "besides": given.besides}
-        compare(sources, given.sizes, given.rounds, **how)
+        how = {"n_views": given.views, "partitioned": not given.ordered, "texts": given.texts}
+        for besides in given.besides or [None]:
+            if besides is not None:
+                print(f"\nbesides: {besides}\n")
+            compare(sources, given.sizes, given.rounds, **how, besides=besides)
 
 
 if __name__ == "__main__":
