@@ -92,7 +92,10 @@ DERIVED = {
         WantedOfOthers("negative", "-0.0 * wide"),
         WantedOfOthers("later", "last_at", "timestamp"),
     ),
-    "of texts among others": (WantedOfOthers("length", "length(word)"), WantedOfOthers("is_web", "seldom = 'word'", "bool")),
+    "of texts among others": (
+        WantedOfOthers("length", "length(word)"),
+        WantedOfOthers("is_web", "seldom = 'word'", "bool"),
+    ),
     "of everything": (WantedOfOthers("length", "length(word) + n", "int64"), WantedOfOthers("half", "mean / 2")),
 }
 TEXTS = ["é\n", "", "word", '"quoted\\', "".join(map(chr, range(33))), "\x7f\u2028😀/", None]
@@ -211,7 +214,10 @@ def test_derived_features_are_those_of_the_frame(name):
 
 
 def test_derived_texts_and_decimals_are_left_to_frames():
-    for derived in (WantedOfOthers("upper", "upper(word)", "string"), WantedOfOthers("twice", "d + d", "decimal(38,2)")):
+    for derived in (
+        WantedOfOthers("upper", "upper(word)", "string"),
+        WantedOfOthers("twice", "d + d", "decimal(38,2)"),
+    ):
         wanted = [Wanted("word", "last", WINDOW, "s", "string"), Wanted("d", "last", WINDOW, "d", "decimal(38,2)")]
         plan = view(*wanted, columns=COLUMNS, derived=(derived,))
         for rows in steps_of(plan, random.Random(1)):
