@@ -110,6 +110,7 @@ class ShardState:
         self._late_shown: _Late = (), ()
         self._newcomers: Keys | None = None
         self._numbers_of = np.empty(0, np.int32)
+        self._places_of = np.empty(0, np.int32)
         self._scratch = np.empty_like(self._empty)
         self.directory = Directory()
         self._texts = Directory()
@@ -593,8 +594,11 @@ class ShardState:
         """Return rows with the texts that they show, because numbers in the directory may stand for others later."""
         if not len(self._shown):
             return words
-        texts = ShownTexts.taken(self._shown, words.present, words.firsts, words.others, self._texts)
-        return words._replace(texts=texts)
+        if self._texts.capacity > len(self._places_of):
+            # Only what is written is read.
+            self._places_of = np.empty(self._texts.capacity, np.int32)
+        taken = ShownTexts.taken(self._shown, words.present, words.firsts, words.others, self._texts, self._places_of)
+        return words._replace(texts=taken)
 
     def _frames(self, shards: Sequence[tuple[Sequence[RowWords], int]]) -> list[pl.DataFrame]:
         """Return, for each of several shards of the view, the rows of successive steps as one frame.

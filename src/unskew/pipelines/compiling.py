@@ -90,7 +90,7 @@ def entries() -> list[list[Entry]]:
     ]
     of_the_rest = [
         Entry.of(take_values, tables, tables, ints, ints, marks, tables, tables, np.empty((0, 0), np.int32), many_marks, marks),
-        Entry.of(look_into, tables, ints, tables, tables, ints),
+        Entry.of(look_into, tables, ints, tables, tables, ints, shown_octets, shown, ints),
         Entry.of(write_nested, octets, shown_octets, ints, tables, ints, tables, tables, ints, shown_octets, shown,
                shown_octets, shown, ints),
         Entry.of(write_rows, octets, shown_octets, ints, shown_octets, 0, shown_octets, ints, ints, ints, shown_octets,
@@ -122,7 +122,7 @@ def entries() -> list[list[Entry]]:
         Entry.of(pack, program, state),
         Entry.of(take_dead, state, narrow),
         Entry.of(take_items, tables, 1, ints, ints, tables),
-        Entry.of(take_shown, tables, ints, tables, tables, narrow),
+        Entry.of(take_shown, tables, ints, tables, tables, narrow, narrow),
         Entry.of(shift_shown, tables, ints, tables, tables, ints),
         Entry.of(_write_ends, shown, read_only(narrow), ints),
         Entry.of(_write_keys, shown, shown_octets, read_only(narrow), ints, octets),

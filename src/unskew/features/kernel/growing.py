@@ -31,6 +31,11 @@ class GrowingKeys:
         self._offsets = first.offsets - first.offsets[0]
         self._data = first.data[first.offsets[0] : first.offsets[-1]]
 
+    @property
+    def n_bytes(self) -> int:
+        """The length of all keys."""
+        return int(self._offsets[self.n_keys])
+
     def add(self, keys: Keys) -> None:
         """Add a batch."""
         begin, end = self.n_keys, self.n_keys + len(keys.offsets) - 1

@@ -73,7 +73,7 @@ def series(name: str, numbers: npt.NDArray[Any], present: Bools) -> pl.Series:
 
 def _texts(name: str, codes: Ints, texts: Directory | ShownTexts) -> pl.Series:
     """Return the texts that codes stand for; each is made once where a few occur often."""
-    if len(codes) <= texts.capacity:
+    if len(codes) < texts.capacity:
         named = codes != w.OTHER_KEY
         held = texts.gather(codes[named].astype(np.int32)).to_series(name)
         return held if named.all() else _spread(held, named).fill_null(_OTHER)

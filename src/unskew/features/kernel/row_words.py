@@ -48,11 +48,6 @@ class RowWords(NamedTuple):
         return self.words.shape[1]
 
     @property
-    def n_words(self) -> int:
-        """The number of words of a row."""
-        return len(self.words) + len(self.firsts) + self.others.shape[1]
-
-    @property
     def present(self) -> Ints:
         """A bit for each value that is present."""
         return self.words[w.ROW_PRESENT]
@@ -80,6 +75,12 @@ class GrowingWords:
         self._n_rows = first.n_rows
         self._arrays = {name: getattr(first, name) for name in _ARRAYS}
         self._texts = None if first.texts is None else GrowingTexts(first.texts)
+
+    @property
+    def n_bytes(self) -> int:
+        """The memory of their words and of the texts that they show, without spare space."""
+        n_words = sum(array.shape[1 - _axis(name)] for name, array in self._arrays.items())
+        return 8 * self._n_rows * n_words + (0 if self._texts is None else self._texts.n_bytes)
 
     def add(self, words: RowWords) -> None:
         """Add the rows of the step that follows."""

@@ -40,16 +40,24 @@ def places_of(features: Sequence[FeaturePlan]) -> Ints:
 
 
 class ShownTexts(NamedTuple):
-    """The number n in a row stands for the text at the place ``begins[row] + n`` of ``each``."""
+    """The number n in a row stands for the text at the place ``begins[row] + n`` of ``each``.
+
+    The rows of a step have each text once, so long texts that occur often take their memory once.
+    """
 
     begins: Ints
     each: Keys
 
     @classmethod
-    def taken(cls, places: Ints, present: Ints, firsts: Ints, others: Ints, texts: Directory) -> "ShownTexts":
-        """Take the texts of rows out of a directory, and write their places in the rows, in place of their numbers."""
-        numbers = np.empty(len(present) * (len(firsts) + others.shape[1]), np.int32)
-        count = take_shown(places, present, firsts, others, numbers)
+    def taken(
+        cls, places: Ints, present: Ints, firsts: Ints, others: Ints, texts: Directory, scratch: npt.NDArray[np.int32]
+    ) -> "ShownTexts":
+        """Take the texts of rows out of a directory, each once, and write their places in the rows.
+
+        ``scratch``: a number for each row of the directory, whatever it is.
+        """
+        numbers = np.empty(min(len(present) * (len(firsts) + others.shape[1]), texts.capacity), np.int32)
+        count = take_shown(places, present, firsts, others, scratch, numbers)
         return cls(np.zeros(len(present), np.int64), texts.gather(numbers[:count]))
 
     @property
@@ -83,6 +91,11 @@ class GrowingTexts:
         self._begins = first.begins
         self._each = GrowingKeys(first.each)
 
+    @property
+    def n_bytes(self) -> int:
+        """The length of all texts."""
+        return self._each.n_bytes
+
     def add(self, texts: ShownTexts) -> None:
         """Add those of the step that follows."""
         begin, end = self._n_rows, self._n_rows + len(texts.begins)
@@ -104,8 +117,12 @@ def joined_texts(parts: Sequence[ShownTexts]) -> ShownTexts:
 
 
 @compiled()
-def take_shown(places: Any, present: Any, firsts: Any, others: Any, numbers: Any) -> int:
-    """Write the numbers of the texts of rows to ``numbers``, and their places there to the rows; return how many."""
+def take_shown(places: Any, present: Any, firsts: Any, others: Any, scratch: Any, numbers: Any) -> int:
+    """Write the numbers of the texts of rows to ``numbers``, and their places there to the rows; return how many.
+
+    ``scratch`` and ``numbers`` are a sparse set, which nobody has to clear (P. Briggs and L. Torczon, An Efficient
+    Representation for Sparse Sets, ACM Letters on Programming Languages and Systems 2, 1993).
+    """
     count = 0
     for row in range(len(present)):
         for place in range(len(places)):
@@ -113,17 +130,20 @@ def take_shown(places: Any, present: Any, firsts: Any, others: Any, numbers: Any
             if present[row] >> feature & 1 == 0:
                 continue
             stride = places[place, _STRIDE]
-            if stride == 0:
-                numbers[count] = firsts[feature, row]
-                firsts[feature, row] = count
-                count += 1
-                continue
             word = places[place, _BEGIN]
-            for _ in range(firsts[feature, row]):
-                if others[row, word] != w.OTHER_KEY:
-                    numbers[count] = others[row, word]
-                    others[row, word] = count
-                    count += 1
+            for _ in range(firsts[feature, row] if stride else 1):
+                code = others[row, word] if stride else firsts[feature, row]
+                if code != w.OTHER_KEY:
+                    found = scratch[code]
+                    if found < 0 or found >= count or numbers[found] != code:
+                        found = count
+                        scratch[code] = found
+                        numbers[found] = code
+                        count += 1
+                    if stride:
+                        others[row, word] = found
+                    else:
+                        firsts[feature, row] = found
                 word += stride
     return count
 

@@ -146,9 +146,9 @@ class RowEncoder:
             return None
         words: CurrentWords = held[1]
         n_rows, n_fields = rows.height, len(self._fields)
-        firsts, present = np.ascontiguousarray(words.firsts), np.ascontiguousarray(words.present)
+        firsts = np.ascontiguousarray(words.firsts)
         shown = words.texts or _NO_SHOWN
-        numbers = np.empty((n_fields - plain.n_floats - plain.n_texts - len(plain.nested), n_rows), np.int64)
+        numbers = np.empty((plain.n_numbers, n_rows), np.int64)
         floats = np.empty((plain.n_floats, n_rows), np.int64)
         places = np.empty((plain.n_texts, n_rows), np.int32)
         missing = np.empty((n_fields, n_rows), np.bool_)
@@ -166,22 +166,15 @@ class RowEncoder:
             gone,
         )
         if self.view.derived:
-            self._take_derived(words, present, shown, numbers, floats, missing)
-        inner, n_items = np.empty(0, np.int64), 0
+            self._take_derived(words, shown, numbers, floats, missing)
+        of_texts = [shown.gather(places.ravel())] if places.size else []
         if len(plain.nested):
-            inner = np.empty(n_rows * words.others.shape[1], np.int64)
-            n_inner, n_items = resp_bytes.look_into(plain.nested, present, firsts, words.others, inner)
-            inner = inner[:n_inner]
-        texts = []
-        of_floats = _NO_TEXTS
-        if n_floats := floats.size + len(inner):
-            # Polars writes a few floats of several fields in the time of one.
-            of_floats = Keys.of(_float_texts(np.concatenate((floats.ravel(), inner)).view(np.float64)))
-            texts.append(of_floats.part(0, floats.size))
-        if places.size:
-            texts.append(shown.gather(places.ravel()))
-        if len(plain.nested):
-            texts.append(self._nested(words, firsts, present, shown, of_floats.part(floats.size, n_floats), n_items))
+            of_floats, nested = self._nested_texts(words, firsts, shown, floats)
+            texts = [of_floats, *of_texts, nested]
+        elif floats.size:
+            texts = [Keys.of(_float_texts(floats.ravel().view(np.float64))), *of_texts]
+        else:
+            texts = of_texts
         return self._written(
             words.keys,
             _NO_TEXTS if not texts else texts[0] if len(texts) == 1 else Keys.joined(texts),
@@ -196,7 +189,6 @@ class RowEncoder:
     def _take_derived(
         self,
         words: CurrentWords,
-        present: Ints,
         shown: ShownTexts,
         numbers: Ints,
         floats: Ints,
@@ -204,6 +196,7 @@ class RowEncoder:
     ) -> None:
         """Write what is derived from other features as ``resp_bytes.take_values`` writes the features."""
         assert self._plain is not None
+        present = words.present
         firsts, others = shown.from_one(self._shown_places, present, words.firsts, words.others)
         # They are single values, so nothing of them is among the other words.
         inputs = [
@@ -221,31 +214,33 @@ class RowEncoder:
                 floats[-1 - source] = values.to_numpy().view(np.int64)
                 np.isnan(values.to_numpy(), out=missing[field])
 
-    def _nested(
-        self, words: CurrentWords, firsts: Ints, present: Ints, shown: ShownTexts, floats: Keys, n_items: int
-    ) -> Keys:
-        """Return the JSON of lists and maps, field by field, and row by row in each; empty where there is none."""
+    def _nested_texts(self, words: CurrentWords, firsts: Ints, shown: ShownTexts, floats: Ints) -> tuple[Keys, Keys]:
+        """Return the texts of ``floats``, and the JSON of lists and maps, field by field, empty where there is none."""
         assert self._plain is not None
         fields = self._plain.nested
-        size = 2 * len(fields) * len(present) + n_items * resp_bytes.MOST_AROUND_AN_ITEM + floats.n_bytes
-        out = np.empty(size + resp_bytes.MOST_OF_A_BYTE * shown.each.n_bytes, np.uint8)
-        ends = np.empty(len(fields) * len(present) + 1, np.int64)
+        present = np.ascontiguousarray(words.present)
+        data, ends = read_only(shown.each.data), read_only(shown.each.offsets)
+        held = fields, present, firsts, words.others, shown.begins, data, ends
+        inner = np.empty(words.others.size, np.int64)
+        n_inner, n_bytes = resp_bytes.look_into(*held, inner)
+        of_floats = _NO_TEXTS
+        if floats.size or n_inner:
+            # Polars writes those of several fields in the time of one.
+            all_floats = np.concatenate((floats.ravel(), inner[:n_inner]))
+            of_floats = Keys.of(_float_texts(all_floats.view(np.float64)))
+        of_inner = of_floats.part(floats.size, floats.size + n_inner)
+        out = np.empty(n_bytes + of_inner.n_bytes, np.uint8)
+        nested_ends = np.empty(len(fields) * len(present) + 1, np.int64)
         resp_bytes.write_nested(
             out,
             self._pieces,
             self._piece_ends,
-            fields,
-            present,
-            firsts,
-            words.others,
-            shown.begins,
-            read_only(shown.each.data),
-            read_only(shown.each.offsets),
-            read_only(floats.data),
-            read_only(floats.offsets),
-            ends,
+            *held,
+            read_only(of_inner.data),
+            read_only(of_inner.offsets),
+            nested_ends,
         )
-        return Keys(ends, out[: ends[-1]])
+        return of_floats.part(0, floats.size), Keys(nested_ends, out[: nested_ends[-1]])
 
     def _written(
         self,
@@ -347,6 +342,7 @@ class _Plain:
     sources: Ints
     scales: Ints
     booleans: npt.NDArray[np.bool_]
+    n_numbers: int
     n_floats: int
     n_texts: int
     nested: Ints
@@ -372,6 +368,7 @@ class _Plain:
             sources,
             np.array([*(dtype.scale if dtype.is_decimal else 0 for dtype in types), 0, 0]),
             kinds[: len(view.features)] == "bool",
+            int(are_numbers.sum()),
             int((kinds == "float64").sum()),
             int((kinds == "string").sum()),
             _nested_fields(view),

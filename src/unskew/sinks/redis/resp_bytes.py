@@ -53,8 +53,8 @@ F_FEATURE, F_BEGIN, F_IS_MAP, F_KIND, F_SCALE = range(5)
 map; what its values are; the scale of its decimals."""
 OF_INTEGERS, OF_BOOLEANS, OF_FLOATS, OF_TEXTS, OF_DECIMALS = (_INT64(kind) for kind in range(5))
 MOST_AROUND_AN_ITEM = 4 + 2 + MOST_OF_A_NUMBER + len("other")
-MOST_OF_A_BYTE = 6
-"""The most bytes that JSON has for a byte of a text."""
+_MOST_ADDED = 5
+"""JSON has so many bytes more at most for a character of one byte."""
 
 
 @compiled()
@@ -293,26 +293,58 @@ def take_values(
 
 
 @compiled()
-def look_into(fields: Array, present: Array, firsts: Array, others: Array, floats: Array) -> tuple[int, int]:
-    """Write the bits of the floats in lists and maps to ``floats``; return how many there are, and how many items.
+def look_into(
+    fields: Array,
+    present: Array,
+    firsts: Array,
+    others: Array,
+    begins: Array,
+    texts: Array,
+    text_ends: Array,
+    floats: Array,
+) -> tuple[int, int]:
+    """Write the bits of the floats in lists and maps to ``floats``; return how many there are.
 
-    ``fields``: columns ``F_...``; others as for ``write_nested``.
+    Return also how many bytes ``write_nested`` writes at most, apart from those of floats. ``fields``: columns
+    ``F_...``; others as for ``write_nested``.
     """
-    n_floats = n_items = 0
+    n_floats = n_bytes = 0
     for field in range(len(fields)):
         feature = fields[field, F_FEATURE]
-        step = 1 + fields[field, F_IS_MAP]
+        kind = fields[field, F_KIND]
+        is_map = fields[field, F_IS_MAP]
         for row in range(len(present)):
             if present[row] >> feature & 1 == 0:
                 continue
-            n_items += firsts[feature, row]
-            if fields[field, F_KIND] == OF_FLOATS:
-                word = fields[field, F_BEGIN] + fields[field, F_IS_MAP]
-                for _ in range(firsts[feature, row]):
+            n_bytes += 2 + firsts[feature, row] * MOST_AROUND_AN_ITEM
+            word = fields[field, F_BEGIN]
+            for _ in range(firsts[feature, row]):
+                if is_map:
+                    if others[row, word] != w.OTHER_KEY:
+                        place = begins[row] + others[row, word]
+                        n_bytes += _n_escaped(texts, text_ends[place], text_ends[place + 1])
+                    word += 1
+                if kind == OF_FLOATS:
                     floats[n_floats] = others[row, word]
-                    word += step
                     n_floats += 1
-    return n_floats, n_items
+                elif kind == OF_TEXTS:
+                    place = begins[row] + others[row, word]
+                    n_bytes += _n_escaped(texts, text_ends[place], text_ends[place + 1])
+                word += 1
+    return n_floats, n_bytes
+
+
+@inner()
+def _n_escaped(data: Array, start: int, stop: int) -> int:
+    """Return how many bytes a text has at most between the quotes of JSON."""
+    n_bytes = stop - start
+    for index in range(start, stop):
+        byte = data[uint64(index)]
+        if byte < 32:
+            n_bytes += _MOST_ADDED
+        elif byte in (_QUOTE, _BACKSLASH):
+            n_bytes += 1
+    return n_bytes
 
 
 @compiled()

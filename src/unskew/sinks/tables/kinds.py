@@ -44,8 +44,8 @@ DEAD_LETTER_SCHEMA: Mapping[str, pl.DataType] = {
 _ENDED = "ended"
 MOST_WAITING = 4_000
 """So many closed rows wait for others at most, before one frame is made of them."""
-_MOST_WORDS_WAITING = 256_000
-"""And so many words of them, of 8 bytes each."""
+_MOST_BYTES_WAITING = 1 << 21
+"""And so many bytes of them: lists and maps have room for all items that they may have, and texts may be long."""
 
 
 class _Staged:
@@ -170,7 +170,7 @@ class LogTable(_Staged):
         else:
             self._waiting[1].add(words)
         self._n_waiting += rows.height
-        if self._n_waiting >= min(MOST_WAITING, _MOST_WORDS_WAITING // words.n_words):
+        if self._n_waiting >= MOST_WAITING or self._waiting[1].n_bytes >= _MOST_BYTES_WAITING:
             self._append_waiting()
 
     def waiting(self) -> StepRows:
