@@ -166,6 +166,27 @@ def test_words_of_steps_wait_until_they_are_many_or_a_frame_comes_after_them(tmp
     assert_frame_equal(found, pl.concat([rows.frame() for rows in expected if rows.height]), check_dtypes=False)
 
 
+@pytest.mark.parametrize("n_bytes", [10, 100_000])
+def test_words_of_steps_wait_until_they_and_their_texts_are_many_bytes(tmp_path, n_bytes):
+    shown = Wanted("pages", "last_n", sliding(60, 1), "page", "string", parameters={"n": 3})
+    planned = view(shown, columns={"page": pl.String()})
+    state, table = ShardState(planned, "h0"), LogTable(tmp_path, planned, "h0", None, now_us=lambda: 1)
+    most = 0
+    for number in range(1, 200):
+        # The texts of a step are one text many times.
+        rows = [(number, number, {"user": f"u{each}", "page": f"{number}" * n_bytes}) for each in range(7)]
+        table.append(state.apply(evaluate(planned, events(rows, columns={"page": pl.String()})).events, number))
+        if table.has_waiting:
+            words = table.waiting().words[1]
+            most = max(most, words.texts.each.n_bytes)
+            assert len(words.texts.each.texts()) <= 3 * number
+
+    assert most < 1 << 21
+    assert (most > 1 << 20) == (n_bytes > 10)
+    assert table.next_sequence == state.seq
+    assert n_bytes > 10 or table.waiting().height == state.seq
+
+
 def test_rows_of_small_steps_wait_until_they_are_staged_or_many(tmp_path):
     table = log(tmp_path)
     for seq in range(3):
