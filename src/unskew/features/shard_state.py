@@ -20,7 +20,7 @@ from unskew.features.kernel.engine import current, pack, reset_rows, run, take_d
 from unskew.features.kernel.items import add_slots
 from unskew.features.kernel.memory import capacity_for, free, grown, lines
 from unskew.features.kernel.packed import PACKED_WORDS
-from unskew.features.kernel.program import Column, Program, lower
+from unskew.features.kernel.program import Column, Program, lower, others_begin
 from unskew.features.kernel.results import column, series
 from unskew.features.kernel.row_words import CurrentWords, RowWords, joined
 from unskew.features.kernel.sealed import sealed, unseal
@@ -87,6 +87,7 @@ class ShardState:
         self._as_texts = as_texts | {column for column in accumulators[:, w.A_BY].tolist() if column >= 0}
         # Where numbers of texts are in rows; a count of different texts is a number like others.
         self._shown = places_of(view.features)
+        self._others_begin = others_begin(view.features)
         self._most_few = FEW_ROWS * _FEW_WORDS // max(_FEW_WORDS, self._program.value_words)
         self._enters_late = bool((self._program.windows[:, w.W_KIND] == w.CLOSED).any())
         # Most steps of a quiet shard change nothing, so their frames without rows are made once.
@@ -718,8 +719,7 @@ class ShardState:
         all_there = np.ones(len(present), np.bool_)
         for index, feature in enumerate(self.view.features):
             there = all_there if everywhere >> index & 1 else (present >> index) & 1 != 0
-            begin = int(self._program.features[index, w.F_OUT]) - index
-            columns.append(column(feature, firsts[index], others, begin, order, there, texts))
+            columns.append(column(feature, firsts[index], others, self._others_begin[index], order, there, texts))
         return columns
 
     def _clear_dirty(self) -> None:

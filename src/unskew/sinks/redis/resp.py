@@ -211,8 +211,9 @@ class RowEncoder:
             if source >= 0:
                 numbers[source] = _integers(values, missing[field])
             else:
-                floats[-1 - source] = values.to_numpy().view(np.int64)
-                np.isnan(values.to_numpy(), out=missing[field])
+                found_floats = values.to_numpy()
+                floats[-1 - source] = found_floats.view(np.int64)
+                np.isnan(found_floats, out=missing[field])
 
     def _nested_texts(self, words: CurrentWords, firsts: Ints, shown: ShownTexts, floats: Ints) -> tuple[Keys, Keys]:
         """Return the texts of ``floats``, and the JSON of lists and maps, field by field, empty where there is none."""
@@ -335,8 +336,8 @@ class _Plain:
     """Where the fields of a view go to from the kernel's words, if each is a value in them or derived from some.
 
     ``sources``, ``scales``: see ``resp_bytes.write_rows``; of the text columns, floats come first, then texts, then
-    lists and maps. ``booleans``: which features are truth values. ``n_floats``, ``n_texts``: the numbers of floats and
-    of texts among the fields. ``nested``: see ``resp_bytes.write_nested``.
+    lists and maps. ``booleans``: which features are truth values. ``n_numbers``, ``n_floats``, ``n_texts``: how many
+    fields are of each kind. ``nested``: see ``resp_bytes.write_nested``.
     """
 
     sources: Ints

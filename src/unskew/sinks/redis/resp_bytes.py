@@ -321,25 +321,23 @@ def look_into(
             for _ in range(firsts[feature, row]):
                 if is_map:
                     if others[row, word] != w.OTHER_KEY:
-                        place = begins[row] + others[row, word]
-                        n_bytes += _n_escaped(texts, text_ends[place], text_ends[place + 1])
+                        n_bytes += _n_escaped(texts, text_ends, begins[row] + others[row, word])
                     word += 1
                 if kind == OF_FLOATS:
                     floats[n_floats] = others[row, word]
                     n_floats += 1
                 elif kind == OF_TEXTS:
-                    place = begins[row] + others[row, word]
-                    n_bytes += _n_escaped(texts, text_ends[place], text_ends[place + 1])
+                    n_bytes += _n_escaped(texts, text_ends, begins[row] + others[row, word])
                 word += 1
     return n_floats, n_bytes
 
 
 @inner()
-def _n_escaped(data: Array, start: int, stop: int) -> int:
+def _n_escaped(texts: Array, text_ends: Array, place: int) -> int:
     """Return how many bytes a text has at most between the quotes of JSON."""
-    n_bytes = stop - start
-    for index in range(start, stop):
-        byte = data[uint64(index)]
+    n_bytes: int = text_ends[place + 1] - text_ends[place]
+    for index in range(text_ends[place], text_ends[place + 1]):
+        byte = texts[uint64(index)]
         if byte < 32:
             n_bytes += _MOST_ADDED
         elif byte in (_QUOTE, _BACKSLASH):
@@ -371,6 +369,7 @@ def write_nested(
     """
     at = _NONE
     n_floats = 0
+    escapes = piece_ends[_ESCAPES]
     ends[0] = 0
     for field in range(len(fields)):
         feature = fields[field, F_FEATURE]
@@ -389,9 +388,7 @@ def write_nested(
                         if others[row, word] == w.OTHER_KEY:
                             at = _copy(out, at, pieces, piece_ends[_OTHER], piece_ends[_OTHER + 1])
                         else:
-                            place = begins[row] + others[row, word]
-                            escapes = piece_ends[_ESCAPES]
-                            at = _quoted(out, at, texts, text_ends[place], text_ends[place + 1], pieces, escapes)
+                            at = _quoted(out, at, texts, text_ends, begins[row] + others[row, word], pieces, escapes)
                         out[uint64(at)] = _COLON
                         at += 1
                         word += 1
@@ -401,9 +398,7 @@ def write_nested(
                         at = _copy(out, at, floats, float_ends[n_floats], float_ends[n_floats + 1])
                         n_floats += 1
                     elif kind == OF_TEXTS:
-                        place = begins[row] + value
-                        escapes = piece_ends[_ESCAPES]
-                        at = _quoted(out, at, texts, text_ends[place], text_ends[place + 1], pieces, escapes)
+                        at = _quoted(out, at, texts, text_ends, begins[row] + value, pieces, escapes)
                     elif kind == OF_BOOLEANS:
                         piece = _TRUE if value != 0 else _FALSE
                         at = _copy(out, at, pieces, piece_ends[piece], piece_ends[piece + 1])
@@ -426,12 +421,12 @@ def _json_number(out: Array, at: int, number: int, scale: int) -> int:
 
 
 @inner()
-def _quoted(out: Array, at: int, data: Array, start: int, stop: int, pieces: Array, escapes: int) -> int:
+def _quoted(out: Array, at: int, texts: Array, text_ends: Array, place: int, pieces: Array, escapes: int) -> int:
     """Write a text as JSON; only what JSON does not allow as it is is escaped."""
     out[uint64(at)] = _QUOTE
     at += 1
-    for index in range(start, stop):
-        byte = data[uint64(index)]
+    for index in range(text_ends[place], text_ends[place + 1]):
+        byte = texts[uint64(index)]
         if byte >= 32 and byte not in (_QUOTE, _BACKSLASH):
             out[uint64(at)] = byte
             at += 1
