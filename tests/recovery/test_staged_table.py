@@ -69,10 +69,12 @@ class Disk:
 class Later(Aside):
     """Makes the calls after ``wait`` more epochs; 0: within the epoch's end, None: never.
 
-    Those of ``at_once`` are made at once with 0, and else never: whoever needs their result does their work.
+    Those of ``at_once`` are made at once with 0, and else never: whoever needs their result does their work. ``near``:
+    whether the next epoch's end is always near.
     """
 
-    def __init__(self, wait: int | None) -> None:
+    def __init__(self, wait: int | None, *, near: bool = False) -> None:
+        self._near = near
         self._wait = wait
         self._calls: list[Callable[[], None]] = []
 
@@ -80,6 +82,9 @@ class Later(Aside):
         self._calls.append(call)
         if self._wait == 0:
             self._calls.pop()()
+
+    def near(self) -> Callable[[], bool]:
+        return lambda: self._near
 
     def at_once(self, call: Callable[[], None]) -> None:
         if self._wait == 0:
@@ -91,24 +96,29 @@ class Later(Aside):
                 self._calls.pop(0)()
 
 
+WAITS = {"at once": 0, "later": 1, "much later": 2, "never": None}
+WAYS = ("kept", "ahead", "near", "near and apart", "ahead and near")
 KINDS = {
     "staged": "staged",
-    "kept, at once": 0,
-    "kept, later": 1,
-    "kept, much later": 2,
-    "kept, never": None,
-    "ahead, at once": 0,
-    "ahead, later": 1,
-    "ahead, much later": 2,
-    "ahead, never": None,
+    **{f"{way}, {when}": WAITS[when] for way in WAYS[:2] for when in WAITS},
+    **{f"{way}, {when}": WAITS[when] for way in WAYS[2:] for when in ("at once", "never")},
 }
 
 
 @pytest.fixture
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A kind of run; rows of "ahead" are encoded as soon as there are ``AHEAD`` of them."""
-    if request.param.startswith("ahead"):
+    """A kind of run.
+
+    Rows of "ahead" are encoded as soon as there are ``AHEAD`` of them. Those of "near" are a file by then, and those
+    that come after become one with it, or with "apart" another one.
+    """
+    way = request.param.partition(",")[0]
+    if way.startswith("ahead"):
         monkeypatch.setattr(parquet, "AHEAD_CELLS", 2 * AHEAD)
+    if "near" in way:
+        monkeypatch.setattr(parquet, "SOON_ROWS", AHEAD)
+    if "apart" in way:
+        monkeypatch.setattr(parquet, "MERGED_BYTES", 0)
     return request.param
 
 
@@ -125,11 +135,12 @@ class Run:
     def __init__(self, root: Path, kind: str = "staged", staged: Collection[int] = (1,)) -> None:
         self.root = root
         self.kind = KINDS[kind]
+        self.near = "near" in kind
         self.staged = staged
         self.durable: dict[str, Any] | None = None
 
     def table(self) -> tuple[StagedTable, Later | None]:
-        aside = None if self.kind == "staged" else Later(self.kind)
+        aside = None if self.kind == "staged" else Later(self.kind, near=self.near)
         saved = None if self.durable is None else pickle.loads(pickle.dumps(self.durable))
         arguments: Any = {"day_column": "t", "sequence_column": "n", "metadata": {}, "saved": saved, "aside": aside}
         return StagedTable(self.root, "p0", **arguments), aside
@@ -139,7 +150,8 @@ class Run:
         while table.next_sequence < N_ROWS:
             low = table.next_sequence
             last = min(low + ROWS_PER_EPOCH, N_ROWS) - 1
-            table.append(rows(range(low, last)))
+            for number in range(low, last, 2):
+                table.append(rows(range(number, min(number + 2, last))))
             table.append(rows(range(last, last + 1)))
             table.cover({"since": 0, "complete_to": table.next_sequence})
             state = None if low // ROWS_PER_EPOCH in self.staged else table.kept()
@@ -262,7 +274,7 @@ def test_a_disk_that_fails_aside_is_reported_by_the_next_epochs_end(tmp_path, mo
     assert published(tmp_path) == list(range(6))
 
 
-@pytest.mark.parametrize("kind", ["kept, at once", "ahead, at once"], indirect=True)
+@pytest.mark.parametrize("kind", [f"{way}, at once" for way in WAYS], indirect=True)
 def test_a_state_holds_the_rows_of_one_epoch_once_those_before_are_staged(tmp_path, kind):
     table, _ = Run(tmp_path, kind).table()
     held = []

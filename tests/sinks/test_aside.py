@@ -110,6 +110,34 @@ def test_calls_are_spread_over_half_of_the_time_until_the_next_ones(threads, clo
     assert many.made_s[-1] - began_s == pytest.approx(0.03, abs=0.001)
 
 
+def test_an_end_is_near_in_the_last_fifth_of_a_short_epoch_and_for_each_table_at_another_time(clock):
+    made = Aside(2.0, clock)
+    began_s = clock.now_s
+    near = [made.near() for _ in range(aside.TURNS + 1)]
+    begins: dict[int, float] = {}
+    for hundredth in range(201):
+        clock.set(began_s + hundredth / 100)
+        for number, is_near in enumerate(near):
+            if is_near():
+                begins.setdefault(number, hundredth)
+
+    assert sorted(begins.values()) == pytest.approx([160, 170, 180, 190, 190], abs=1)
+    made.close()
+
+
+def test_an_end_is_near_again_an_epoch_after_the_first_call_of_the_last_one(threads, clock):
+    near = [threads.near() for _ in range(aside.TURNS)]
+    clock.set(clock.now_s + 2.5)
+    assert all(is_near() for is_near in near)
+    threads.soon(Calls(1, clock))
+    assert not any(is_near() for is_near in near)
+    clock.set(clock.now_s + 1.59)
+    assert not any(is_near() for is_near in near)
+
+    clock.set(clock.now_s + 0.02)
+    assert [is_near() for is_near in near].count(True) == 1
+
+
 def test_calls_that_have_not_begun_are_not_made_after_the_end(threads):
     calls = Calls(1)
     threads.soon(calls)

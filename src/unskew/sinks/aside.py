@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
 
 N_THREADS = 4
 """The calls wait for the disk most of the time; more threads would take the processor from the flow."""
@@ -20,7 +21,11 @@ Otherwise the first tables' calls would hold the interpreter while the flow stil
 """
 LONGEST_WAIT_S = 1.0
 """Calls begin so long after the first one, or a fifth of an epoch, also if others still come."""
-PAUSE_S = 0.01
+SOON_S = 1.0
+"""What the next epoch's end would encode begins to be encoded so long before it, or a fifth of an epoch."""
+TURNS = 4
+"""Tables and shards begin with that at as many different times."""
+PAUSE_S = 0.1
 """The most that passes between the begin of one call and of the next, so that events are processed in between."""
 
 _log = logging.getLogger("unskew.aside")
@@ -37,6 +42,9 @@ class Aside:
         self._monotonic = monotonic
         self._quiet_s = min(QUIET_S, epoch_s / 20)
         self._longest_wait_s = min(LONGEST_WAIT_S, epoch_s / 5)
+        self._epoch_s = epoch_s
+        self._soon_s = min(SOON_S, epoch_s / 5)
+        self._turns = cycle(range(1, TURNS + 1))
         self._changed = threading.Condition()
         self._calls: deque[Callable[[], None]] = deque()
         self._threads: list[threading.Thread] = []
@@ -46,9 +54,18 @@ class Aside:
         self._is_watched = False
         # When the calls of this epoch's end began to come, and the last one came; the time between two such ends; and
         # when the last call was made.
-        self._first_s = self._last_s = -self._quiet_s
+        self._first_s = monotonic()
+        self._last_s = self._first_s - self._quiet_s
         self._interval_s = 0.0
         self._made_s = 0.0
+
+    def near(self) -> Callable[[], bool]:
+        """Return a function that says whether the next epoch's end is near: what it would encode is better encoded now.
+
+        Each table and shard gets one of its own, so that not all begin together.
+        """
+        after_s = self._epoch_s - self._soon_s * next(self._turns) / TURNS
+        return lambda: self._monotonic() - self._first_s >= after_s
 
     def soon(self, call: Callable[[], None]) -> None:
         """Let another thread make a call."""

@@ -94,7 +94,7 @@ def _agree(view: ViewPlan, history: History, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("named", list(WINDOWS))
-@pytest.mark.parametrize("small", [0, 1_000_000], ids=["bases made aside", "bases made at once"])
+@pytest.mark.parametrize("small", [0, 1_000_000], ids=["bases made aside", "bases taken at once"])
 @laws(max_examples=4)
 @given(st.data())
 def test_restarts_from_the_changelog_change_not_one_bit(named, small, bases, data):
@@ -334,7 +334,8 @@ def test_a_changed_definition_is_refused_and_told_what_to_do(tmp_path):
         restored(Changelogs(tmp_path), changed, SHARD, manifest)
 
 
-def test_what_an_epoch_writes_follows_what_it_brought_and_not_the_state(tmp_path):
+def test_what_an_epoch_writes_follows_what_it_brought_and_not_the_state(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "FIRST_BASES", 1)
     logs = Changelogs(tmp_path)
     notes, state = Changelog(logs, COUNT, SHARD, None), ShardState(COUNT, SHARD)
     many = _some(0, 20_000, users=20_000)
@@ -477,6 +478,49 @@ def test_a_base_that_failed_at_once_is_tried_again(tmp_path, bases, caplog, harm
     assert len(started) == 3
     assert caplog.text.count("lacks memory") == isinstance(harm, MemoryError)
     assert restored(Changelogs(tmp_path), COUNT, SHARD, manifest)[0].to_bytes() == state.to_bytes()
+
+
+def test_a_small_base_that_failed_is_tried_again(tmp_path, bases):
+    made = module.write_base
+    bases.setattr(module, "write_base", _raising(OSError("no such file")))
+    logs = Changelogs(tmp_path)
+    notes, state = Changelog(logs, COUNT, SHARD, None), ShardState(COUNT, SHARD)
+    found = []
+    for epoch in range(4):
+        events = _some(50 * epoch, 50)
+        state.apply(events, 50 * (epoch + 1) * SECOND)
+        notes.append(events)
+        found.append(notes.snapshot(state, 0).base)
+        _wait(logs)
+        if epoch == 1:
+            bases.setattr(module, "write_base", made)
+
+    manifest = notes.snapshot(state, 0)
+    logs.close()
+
+    assert found[:3] == [0, 0, 0] < [manifest.base]
+    assert restored(Changelogs(tmp_path), COUNT, SHARD, manifest)[0].to_bytes() == state.to_bytes()
+
+
+def test_the_first_bases_of_shards_are_made_at_the_ends_of_different_epochs(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "LEAST_EVENTS", 800 * module.TILES_PER_EVENT)
+    logs = Changelogs(tmp_path)
+    shards = [f"h{number}" for number in range(module.FIRST_BASES)]
+    notes = [Changelog(logs, COUNT, shard, None) for shard in shards]
+    states = [ShardState(COUNT, shard) for shard in shards]
+    begun: dict[str, int] = {}
+    for epoch in range(12):
+        for shard, note, state in zip(shards, notes, states, strict=True):
+            events = _some(100 * epoch, 100)
+            state.apply(events, 100 * (epoch + 1) * SECOND)
+            note.append(events)
+            if note.snapshot(state, 0).base:
+                begun.setdefault(shard, epoch)
+        _wait(logs)
+    logs.close()
+
+    assert begun.keys() == set(shards)
+    assert len(set(begun.values())) > len(shards) // 2
 
 
 def test_a_thread_that_cannot_be_started_stops_neither_bases_nor_the_end(tmp_path, monkeypatch, caplog):

@@ -95,6 +95,23 @@ def test_readers_read_both_kinds_of_files_as_one_table(folder):
     assert types[0] == types[1]
 
 
+def test_a_file_ends_where_it_is_told_to_whoever_encodes_it():
+    for encodes_at_once in (True, False):
+        ahead = Ahead(of_one_day, METADATA)
+        for begin, past, ends in ((0, 2, False), (2, 3, True), (3, 5, False)):
+            ahead.add([ROWS[begin:past]], begin)
+            if ends:
+                ahead.end_file()
+            if encodes_at_once:
+                ahead.encode()
+            assert ahead.is_open is not ends
+
+        files = ahead.files()
+
+        assert [(file.first, file.last) for file in files] == [(0, 2), (3, 4)]
+        assert pl.concat([pl.read_parquet(io.BytesIO(file.content)) for file in files]).equals(ROWS)
+
+
 def test_rows_of_several_days_are_files_of_each():
     def by_day(rows, first):
         for number, day in enumerate(rows["whole"]):

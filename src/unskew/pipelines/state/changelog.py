@@ -15,8 +15,8 @@ number and the clock in the manifest verify it. The order of steps is the contra
    of that epoch no longer named.
 
 When there are many events since the base, a new base is made from the old one and the files so far, which the flow no
-longer writes. A separate thread reads them as a restart would, for one shard at a time. A small state is written at
-once.
+longer writes. A separate thread reads them as a restart would, for one shard at a time. The bytes of a small state are
+taken at once, and another thread writes them. The manifest after that names the base.
 
 At a start, bytes past those that the manifest counts are cut off, and files that no manifest names are removed. The
 events that the manifest keeps are written again. Files::
@@ -33,8 +33,9 @@ import struct
 import threading
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
 from pathlib import Path
 from typing import BinaryIO
 
@@ -52,9 +53,13 @@ from unskew.sinks.ipc import from_ipc, to_ipc
 
 CHUNK_EVENTS = 5_000
 """Another thread makes so many events durable at once, between commits."""
+SOON_EVENTS = 1_000
+"""And so many, when an epoch's end is near, so that few are left to it."""
 APPLIED_AT_ONCE = 100_000
 SMALL_STATE = 50_000
-"""A state of at most so many entities, tiles and items writes its base within a commit, which takes milliseconds."""
+"""The base of a state of at most so many entities, tiles and items is made within a commit, in milliseconds."""
+FIRST_BASES = 8
+"""The first small bases of shards are due at as many different times, so that few are due together."""
 LEAST_EVENTS = 100_000
 TILES_PER_EVENT = 4
 """A base is due when the events since the last one are at least the state's size, divided by this.
@@ -73,6 +78,8 @@ PAUSE_S = 0.05
 """The pause after each ``WRITTEN_AT_ONCE`` bytes of a base that is made in the background, which is not urgent."""
 GIVE_UP_S = 0.3
 """How long the end of a run waits for a base that is being made; its thread checks after every piece."""
+
+Data = bytes | memoryview
 
 _HEAD = struct.Struct("<II")
 
@@ -178,6 +185,8 @@ class Changelogs:
         self._kept: dict[Path, int] = {}
         self.n_kept = 0
         """The number of bytes of events that the manifests keep."""
+        self.first_bases = cycle(range(1, FIRST_BASES + 1))
+        """When the first small base of each shard that opens is due, in parts of the events after which others are."""
         self.opened: list[Changelog] = []
         self.closed = threading.Event()
 
@@ -193,6 +202,10 @@ class Changelogs:
     def after_the_end(self, call: Callable[[], None]) -> None:
         """Run a call in another thread, once the epoch's end is over."""
         (self.soon if self._aside is None else self._aside.soon)(call)
+
+    def near(self) -> Callable[[], bool]:
+        """Return a function as ``Aside.near`` does; without one, no end is ever near."""
+        return (lambda: False) if self._aside is None else self._aside.near()
 
     def aside(self, make: Callable[[], None]) -> bool:
         """Make a base in a separate thread, unless one is being made for another shard; return true if it has begun."""
@@ -278,6 +291,8 @@ class Changelog:
         self._number = 1 + max([self._base, *(file.number for file in self._files)])
         self._named: set[str] = set() if saved is None else saved.names()
         self._outgoing: set[str] = set()
+        self._is_end_near = all_of_them.near()
+        self._first_base = next(all_of_them.first_bases)
         self._waiting = Gathered()
         # Shared with the writing thread, under the lock.
         self._lock = threading.Lock()
@@ -298,7 +313,8 @@ class Changelog:
             return
         self._waiting.append(events)
         self.applied += events.height
-        if self._waiting.n_rows >= CHUNK_EVENTS:
+        n_waiting = self._waiting.n_rows
+        if n_waiting >= CHUNK_EVENTS or (n_waiting >= SOON_EVENTS and self._is_end_near()):
             self._hand_over()
             self._all.soon(self._write_aside)
 
@@ -415,13 +431,13 @@ class Changelog:
         since += 0 if self._current is None else self._current.n_events
         since += sum(chunk.encoded().n_events for chunk in self._chunks)
         if size <= SMALL_STATE:
-            if since >= max(size, 1) + LEAST_EVENTS // TILES_PER_EVENT:
+            due = size + LEAST_EVENTS // TILES_PER_EVENT
+            if since >= max(1, due if self._base else due * self._first_base // FIRST_BASES):
                 self._write_durably()
                 self._roll()
-                number = self._files[-1].number
-                n_bytes = write_base(self.folder, number, state, threading.Event(), self._all.still_ours)
-                assert n_bytes is not None
-                self._base, self._base_bytes = number, n_bytes
+                number, data = self._files[-1].number, state.to_bytes()
+                self._making = True
+                self._all.after_the_end(lambda: self._make_base(number, lambda: self._write_base(number, [data])))
             return
         if since < max(LEAST_EVENTS, size // TILES_PER_EVENT):
             return
@@ -432,21 +448,26 @@ class Changelog:
         number = self._files[-1].number
         # Before its thread begins: that may end at once, and says so here.
         self._making = True
-        if not self._all.aside(lambda: self._make_base(manifest, number)):
+        if not self._all.aside(lambda: self._make_base(number, lambda: self._compute_base(number, manifest))):
             self._making = False
 
-    def _make_base(self, manifest: Manifest, number: int) -> None:
+    def _compute_base(self, number: int, manifest: Manifest) -> int | None:
+        state = _applied(self.folder, self.view, self.shard, manifest, self._all.closed)
+        if state is None:
+            return None
+        n_bytes = self._write_base(number, state.to_pieces(), pause_s=PAUSE_S)
+        state.dissolve()
+        return n_bytes
+
+    def _write_base(self, number: int, pieces: Iterable[Data], pause_s: float = 0.0) -> int | None:
+        return write_base(self.folder, number, pieces, self._all.closed, self._all.still_ours, pause_s=pause_s)
+
+    def _make_base(self, number: int, make: Callable[[], int | None]) -> None:
+        """Make a base aside; ``make`` returns its length, and None if the process ends."""
         try:
-            state = _applied(self.folder, self.view, self.shard, manifest, self._all.closed)
-            n_bytes = (
-                None
-                if state is None
-                else write_base(self.folder, number, state, self._all.closed, self._all.still_ours, pause_s=PAUSE_S)
-            )
+            n_bytes = make()
             if n_bytes is not None:
                 self._made = number, n_bytes
-            if state is not None:
-                state.dissolve()
         except (OSError, StoreUnavailable):
             # The next snapshots try again; a full disk stops those too, and they report it.
             with contextlib.suppress(OSError):
@@ -696,7 +717,7 @@ class Growing:
 def write_base(
     folder: Path,
     number: int,
-    state: ShardState,
+    pieces: Iterable[Data],
     closed: threading.Event,
     still_ours: Callable[[], None],
     *,
@@ -704,13 +725,13 @@ def write_base(
 ) -> int | None:
     """Write a base, whole and durable or not at all, and return its length; None if ``closed`` is set meanwhile.
 
-    ``pause_s``: pause after every ``WRITTEN_AT_ONCE`` bytes.
+    ``pieces``: the bytes of the state. ``pause_s``: pause after every ``WRITTEN_AT_ONCE`` bytes.
     """
     path = folder / base_name(number)
     temporary = path.with_suffix(".tmp")
     with durable.new_file(temporary) as file:
         n_since = 0
-        for piece in state.to_pieces():
+        for piece in pieces:
             part = memoryview(piece).cast("B")
             for begin in range(0, len(part), WRITTEN_AT_ONCE):
                 n_since += file.write(part[begin : begin + WRITTEN_AT_ONCE])

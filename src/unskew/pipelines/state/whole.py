@@ -81,7 +81,7 @@ class WholeState:
         with durable.disk(folder):
             durable.make_folder(folder)
             remove(folder, except_for=set() if self._saved is None else self._saved.names())
-            n_bytes = write_base(folder, self._number, state, threading.Event(), self._files.still_ours)
+            n_bytes = write_base(folder, self._number, state.to_pieces(), threading.Event(), self._files.still_ours)
             assert n_bytes is not None
             if self._recent:
                 file = Growing(folder, self._number, self._files.still_ours)

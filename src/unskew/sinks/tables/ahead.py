@@ -45,9 +45,12 @@ class Ahead:
         self._split = split
         self._metadata = metadata
         self.n_rows = 0
+        self.is_open = False
+        """Whether rows are in no file that ends, or will once they are encoded."""
         # Whoever encodes holds it.
         self._encoding = threading.Lock()
-        self._waiting: deque[tuple[Sequence[pl.DataFrame], int]] = deque()
+        # Rows with the number of the first, or None where a file ends.
+        self._waiting: deque[tuple[Sequence[pl.DataFrame], int] | None] = deque()
         self._open: _Growing | None = None
         self._encodings: dict[str, Any] | None = None
         self._files: list[Piece] = []
@@ -56,14 +59,24 @@ class Ahead:
     def add(self, frames: Sequence[pl.DataFrame], first: int) -> None:
         """Add rows with equal columns, at least one; ``first``: the number of the first."""
         self.n_rows += sum(frame.height for frame in frames)
+        self.is_open = True
         self._waiting.append((frames, first))
+
+    def end_file(self) -> None:
+        """Let the file end with the rows added last, once they are encoded."""
+        self.is_open = False
+        self._waiting.append(None)
 
     def encode(self) -> None:
         """Encode what was added; ``files`` reports a failure."""
         with self._encoding:
             while self._waiting and self._fault is None:
-                frames, first = self._waiting.popleft()
+                added = self._waiting.popleft()
                 try:
+                    if added is None:
+                        self._end_file()
+                        continue
+                    frames, first = added
                     for piece in self._split(joined(frames), first):
                         self._encode(piece)
                 except Exception as error:  # noqa: BLE001 - the caller of ``files`` raises it
@@ -71,10 +84,11 @@ class Ahead:
 
     def files(self) -> list[Piece]:
         """Return all rows as files, each with its bytes as content; rows that are added later are in other files."""
+        if self.is_open:
+            self.end_file()
         self.encode()
         if self._fault is not None:
             raise self._fault
-        self._end_file()
         return self._files
 
     def clear(self) -> None:

@@ -60,7 +60,7 @@ class _Staged:
 
     @property
     def is_ahead(self) -> bool:
-        """Whether rows are encoded ahead of the epoch's end, as in ``StagedTable.is_ahead``."""
+        """Whether a file of rows has begun ahead of the epoch's end, as in ``StagedTable.is_ahead``."""
         return self._table.is_ahead
 
     def encode_rest(self) -> None:
@@ -170,7 +170,11 @@ class LogTable(_Staged):
         else:
             self._waiting[1].add(words)
         self._n_waiting += rows.height
-        if self._n_waiting >= MOST_WAITING or self._waiting[1].n_bytes >= _MOST_BYTES_WAITING:
+        if (
+            self._n_waiting >= MOST_WAITING
+            or self._waiting[1].n_bytes >= _MOST_BYTES_WAITING
+            or self._table.is_end_near(self._n_waiting)
+        ):
             self._append_waiting()
 
     def waiting(self) -> StepRows:

@@ -16,7 +16,8 @@ With ``aside``, few rows need no file at an epoch's end, so that it does not gro
 are encoded while the epoch goes on (``ahead.py``), so that it does not grow with the number of rows:
 
 1. ``kept()`` of an epoch returns a state that holds the rows since the previous one, or the files that were encoded of
-   them, or None if they are too many: then ``snapshot()`` is called, and stages them as above.
+   them with the rows that came after, or None if they are too many: then ``snapshot()`` is called, and stages them as
+   above.
 2. The caller makes that state durable, with the rest of the epoch.
 3. Once the epoch's end is over, another thread stages these rows, and the states of later epochs need not hold them.
    If their epoch turns out not to be durable, start-up removes the files, as it would those of a snapshot.
@@ -47,6 +48,7 @@ from unskew.features.definitions.recorded import words_of
 from unskew.features.errors import LayoutError
 from unskew.features.plan import ViewPlan
 from unskew.features.registry import describe_one
+from unskew.features.selecting import joined
 from unskew.features.time import DAY_US, day_of
 from unskew.sinks import durable
 from unskew.sinks.aside import Aside
@@ -62,10 +64,16 @@ KEPT_BYTES = 1 << 23
 """A state holds at most about so many bytes of a table's rows, uncompressed or as files; more are staged."""
 AHEAD_CELLS = 1 << 16
 """Once there are so many rows, times columns, they are encoded while the epoch goes on: 4,096 rows of 16 columns."""
+SOON_ROWS = 1 << 10
+"""And so many rows, when the epoch's end is near, so that few are left to it."""
+MERGED_BYTES = 1 << 20
+"""Rows that came after a file of at most so many bytes ended, near the epoch's end, become one file with its rows."""
 KEPT_PARTS = 8
 """So many epochs may wait to be published; then the flow waits for the disk."""
 _NEXT = "next"
 _FILES = "files"
+_ROWS = "rows"
+_REST = "rest"
 _SHOWN, _KEPT = "shown", "kept"
 """The entries of a state that holds rows: the part before them, which files have, and the parts that they are."""
 
@@ -74,8 +82,9 @@ _SHOWN, _KEPT = "shown", "kept"
 class _Part:
     """What one epoch brings: rows, and the coverage that holds once they are published.
 
-    ``first``: the sequence number of the first row. ``next_sequence``: the one after the last row. ``rows``: None if
-    they are staged, or encoded as ``files``. ``data``: the rows as Arrow IPC.
+    ``first``: the sequence number of the first row. ``next_sequence``: the one after the last row. ``files``: those
+    that were encoded of the rows. ``rows``: the others, which come after them; None if there are none. ``data``: these
+    as Arrow IPC. All are empty once the rows are staged.
     """
 
     first: int
@@ -99,13 +108,22 @@ class _Part:
         """Return it as it is once staged files have its rows."""
         return replace(self, rows=None, data=b"", files=())
 
+    @property
+    def first_of_rows(self) -> int:
+        """The number of the first of ``rows``, if the table numbers its rows."""
+        return self.files[-1].last + 1 if self.files else self.first
+
     def saved(self) -> dict[str, Any]:
-        described = {"first": self.first, _NEXT: self.next_sequence, "coverage": dict(self.coverage), "rows": self.data}
-        return {**described, _FILES: [tuple(file) for file in self.files]} if self.files else described
+        described = {"first": self.first, _NEXT: self.next_sequence, "coverage": dict(self.coverage)}
+        if not self.files:
+            return {**described, _ROWS: self.data}
+        # A version that expects either files or rows would leave out the files; without ``_ROWS``, it stops.
+        rest = {_REST: self.data} if self.data else {_ROWS: b""}
+        return {**described, _FILES: [tuple(file) for file in self.files], **rest}
 
     @classmethod
     def of(cls, saved: Mapping[str, Any]) -> "_Part":
-        data = saved["rows"]
+        data = saved[_REST] if _REST in saved else saved[_ROWS]
         return cls(
             first=saved["first"],
             next_sequence=saved[_NEXT],
@@ -131,7 +149,7 @@ def without_entry(saved: Mapping[str, Any], name: str) -> dict[str, Any]:
 def rows_of(saved: Mapping[str, Any]) -> list[pl.DataFrame]:
     """Return the rows that a saved state holds; they may have been published since."""
     parts = [_Part.of(part) for part in saved.get(_KEPT, ())]
-    files = [pl.read_parquet(io.BytesIO(file.content)) for part in parts for file in part.files]
+    files = [frame for part in parts for frame in _read(part.files)]
     return [*files, *(part.rows for part in parts if part.rows is not None)]
 
 
@@ -142,6 +160,14 @@ def without_rows(saved: Mapping[str, Any]) -> dict[str, Any]:
 
 def _size(files: Iterable[Piece]) -> int:
     return sum(len(file.content) for file in files)
+
+
+def _read(files: Iterable[Piece]) -> list[pl.DataFrame]:
+    return [pl.read_parquet(io.BytesIO(file.content)) for file in files]
+
+
+def _never() -> bool:
+    return False
 
 
 def _as_they_are(rows: pl.DataFrame) -> pl.DataFrame:
@@ -189,10 +215,13 @@ class StagedTable:
         self._next = 0 if saved is None else saved[_NEXT]
         self._buffered = Gathered()
         self._ahead = Ahead(lambda rows, first: self._pieces(at_staging(rows), first), self._metadata)
+        # Whether a file of them has ended, because the epoch's end is near.
+        self._has_ended = False
         # The sequence number of the first row since the last snapshot.
         self._first = self._next
         self._coverage = {name: value for name, value in without_rows(saved or {}).items() if name != _NEXT}
         self._aside = aside
+        self._is_end_near = _never if aside is None else aside.near()
         self._failed = False
         # Parts that are to be published, the oldest first, and what is before them. Another thread publishes those that
         # are durable, under the lock: it replaces ``_shown`` and then takes the part out, so whoever copies ``_parts``
@@ -227,8 +256,13 @@ class StagedTable:
 
     @property
     def is_ahead(self) -> bool:
-        """Whether rows since the last snapshot are encoded ahead of the epoch's end."""
-        return self._ahead.n_rows > 0
+        """Whether a file of rows since the last snapshot has begun, and gets those that come."""
+        return self._ahead.is_open
+
+    def is_end_near(self, n_rows: int) -> bool:
+        """Whether a file should be made now of the rows since the last snapshot, with ``n_rows`` to be appended."""
+        enough = self.n_buffered + n_rows >= SOON_ROWS and not self._has_ended
+        return enough and self._is_end_near()
 
     def append(self, rows: pl.DataFrame) -> None:
         """Append rows in sequence order; they stay in memory until the next snapshot. ``rows`` may be empty.
@@ -254,8 +288,14 @@ class StagedTable:
             self._first = first
         self._buffered.append(rows)
         self._next = after
-        if self._aside is not None and self._buffered.n_rows * rows.width >= AHEAD_CELLS:
+        if self._aside is None:
+            return
+        if is_end_near := self.is_end_near(0):
+            self._has_ended = True
+        if is_end_near or self._buffered.n_rows * rows.width >= AHEAD_CELLS:
             self._hand_over()
+            if is_end_near:
+                self._ahead.end_file()
             self._aside.at_once(self._ahead.encode)
 
     def cover(self, coverage: Mapping[str, Any]) -> None:
@@ -263,13 +303,14 @@ class StagedTable:
         self._coverage.update({name: value for name, value in coverage.items() if value is not None})
 
     def files_ahead(self) -> Sequence[Piece]:
-        """Return all rows since the last snapshot as files, if some were encoded ahead; else none.
+        """Return the files of rows since the last snapshot; none if no rows were encoded ahead.
 
-        What is left is encoded first, which the calls of several tables may do in as many threads.
+        Those that came since a file ended, when the epoch's end was near, are in none. If a file has not ended, what is
+        left is encoded first, which the calls of several tables may do in as many threads.
         """
-        if not self.is_ahead:
+        if not self._ahead.n_rows:
             return ()
-        if self._buffered.n_rows:
+        if self.is_ahead and self._buffered.n_rows:
             self._hand_over()
         return self._ahead.files()
 
@@ -292,8 +333,7 @@ class StagedTable:
         last = parts[-1] if parts else self._shown
         if self.n_buffered or last.coverage != coverage:
             rows = self._completed() if self._buffered.n_rows else None
-            data = b"" if rows is None else to_ipc([rows])
-            self._add_part(rows, data, files)
+            self._add(self._part(rows, b"" if rows is None else to_ipc([rows]), files))
         state = self._state()
         if self._parts:
             self._aside.soon(lambda: self._go_on_aside(n_durable))
@@ -308,11 +348,11 @@ class StagedTable:
         with durable.disk(self._root), self._lock:
             self._publish_all()
             self._failed = False
-            files: Iterable[Piece] = self.files_ahead()
-            if self._buffered.n_rows:
-                files = self._encoded(self._completed(), self._first)
-            self._publication.stage(self._named(files))
-            self._add_part()
+            files = self.files_ahead()
+            rows = self._completed() if self._buffered.n_rows else None
+            part = self._part(rows, files=files)
+            self._publication.stage(self._named(self._files_of(part)))
+            self._add(part.staged())
         return self._state()
 
     def settle(self) -> None:
@@ -403,28 +443,34 @@ class StagedTable:
 
     def _files_of(self, part: _Part, past: int = -1) -> Iterator[Piece]:
         """Yield the files of a part that is not staged; ``past``: the last of its rows that was published, if any."""
-        if part.rows is None:
-            yield from (file for file in part.files if file.last > past)
-            return
-        n_done = int(np.searchsorted(self._numbers(part.rows, part.first), past, side="right"))
-        yield from self._encoded(part.rows.slice(n_done), part.first + n_done)
+        files = [file for file in part.files if file.last > past]
+        rows, first = part.rows, part.first_of_rows
+        if rows is not None and files and _size(files) <= MERGED_BYTES:
+            rows, first = joined([*_read(files), rows]), files[0].first
+            files = []
+        yield from files
+        if rows is not None:
+            n_done = int(np.searchsorted(self._numbers(rows, first), past, side="right"))
+            yield from self._encoded(rows.slice(n_done), first + n_done)
 
-    def _add_part(self, rows: pl.DataFrame | None = None, data: bytes = b"", files: Sequence[Piece] = ()) -> None:
-        first = self._first if self.n_buffered else self._next
-        self._n_ends += 1
-        self._parts.append(
-            _Part(
-                first=first,
-                next_sequence=self._next,
-                coverage=dict(self._coverage),
-                rows=rows,
-                data=data,
-                files=files,
-                number=self._n_ends,
-            )
+    def _part(self, rows: pl.DataFrame | None, data: bytes = b"", files: Sequence[Piece] = ()) -> _Part:
+        """Return the part that this epoch has brought."""
+        return _Part(
+            first=self._first if self.n_buffered else self._next,
+            next_sequence=self._next,
+            coverage=dict(self._coverage),
+            rows=rows,
+            data=data,
+            files=files,
+            number=self._n_ends + 1,
         )
+
+    def _add(self, part: _Part) -> None:
+        self._n_ends = part.number
+        self._parts.append(part)
         self._ahead.clear()
         self._buffered.clear()
+        self._has_ended = False
 
     def _hand_over(self) -> None:
         """Let the rows that are buffered be encoded ahead of the epoch's end."""
