@@ -31,6 +31,7 @@ from unskew.pipelines.history.ahead import Ahead, backfill_ahead
 from unskew.pipelines.run import run
 from unskew.pipelines.state.folder import RECOVERY
 from unskew.pipelines.state.saved import read_saved
+from unskew.sinks.aside import Aside
 from unskew.sinks.lease import Lease
 from unskew.sinks.tables import parquet
 from unskew.sinks.tables.layout import published_files, view_root
@@ -224,22 +225,31 @@ def test_nothing_of_the_entity_is_left_and_all_others_are_as_before(bench: Bench
     assert pipeline.audited() == []
 
 
-@pytest.mark.parametrize("ahead_cells", [parquet.AHEAD_CELLS, 1], ids=["rows", "files"])
+@pytest.mark.parametrize("way", ["rows", "files", "a file and rows"])
 def test_rows_that_only_the_recovery_store_holds_are_published_without_the_entity(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, ahead_cells: int
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    monkeypatch.setattr(parquet, "AHEAD_CELLS", ahead_cells)
+    if way == "files":
+        monkeypatch.setattr(parquet, "AHEAD_CELLS", 1)
+    if way == "a file and rows":
+        monkeypatch.setattr(parquet, "SOON_ROWS", 3)
+        monkeypatch.setattr(Aside, "near", lambda _: lambda: True)
     topic = bench.produce(RECORDS[:160], n_partitions=2)
     definitions = bench.root / "definitions.py"
     definitions.write_text(DEFINITIONS.format(topic=topic))
     redis.Redis.from_url(bench.redis_url).flushdb()
-    pipeline = Pipeline(Outcome(load(definitions), bench.deployment(n_hashes=2)), definitions, bench.redis_url)
+    pipeline = Pipeline(
+        Outcome(load(definitions), bench.deployment(n_hashes=2, poll_records=20)), definitions, bench.redis_url
+    )
     pipeline.ran()
     bench.append(topic, RECORDS[160:])
     pipeline.ran()
     before, archived = pipeline.content(), pipeline.outcome.archive()
     where = pipeline.outcome.deployment
     saved = read_saved(Path(where.state) / RECOVERY, {})
+    held = [part for table in saved.tables.values() for part in table.get("kept", ())]
+    assert any("files" in part for part in held) == (way != "rows")
+    assert any("rest" in part for part in held) == (way == "a file and rows")
     # As after a kill before anything of the last epoch was published.
     unpublished = 0
     for name, table in saved.tables.items():
