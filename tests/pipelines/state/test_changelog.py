@@ -335,7 +335,7 @@ def test_a_changed_definition_is_refused_and_told_what_to_do(tmp_path):
 
 
 def test_what_an_epoch_writes_follows_what_it_brought_and_not_the_state(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "FIRST_BASES", 1)
+    monkeypatch.setattr(module, "FIRST_BASES", [8])
     logs = Changelogs(tmp_path)
     notes, state = Changelog(logs, COUNT, SHARD, None), ShardState(COUNT, SHARD)
     many = _some(0, 20_000, users=20_000)
@@ -505,7 +505,7 @@ def test_a_small_base_that_failed_is_tried_again(tmp_path, bases):
 def test_the_first_bases_of_shards_are_made_at_the_ends_of_different_epochs(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "LEAST_EVENTS", 800 * module.TILES_PER_EVENT)
     logs = Changelogs(tmp_path)
-    shards = [f"h{number}" for number in range(module.FIRST_BASES)]
+    shards = [f"h{number}" for number in range(len(module.FIRST_BASES))]
     notes = [Changelog(logs, COUNT, shard, None) for shard in shards]
     states = [ShardState(COUNT, shard) for shard in shards]
     begun: dict[str, int] = {}

@@ -58,8 +58,11 @@ SOON_EVENTS = 1_000
 APPLIED_AT_ONCE = 100_000
 SMALL_STATE = 50_000
 """The base of a state of at most so many entities, tiles and items is made within a commit, in milliseconds."""
-FIRST_BASES = 8
-"""The first small bases of shards are due at as many different times, so that few are due together."""
+FIRST_BASES = (8, 4, 6, 2, 7, 3, 5, 1)
+"""In eighths of the events after which others are: when the first small bases of successive shards are due.
+
+So few are due together, also those after them, of shards with as many events.
+"""
 LEAST_EVENTS = 100_000
 TILES_PER_EVENT = 4
 """A base is due when the events since the last one are at least the state's size, divided by this.
@@ -185,8 +188,7 @@ class Changelogs:
         self._kept: dict[Path, int] = {}
         self.n_kept = 0
         """The number of bytes of events that the manifests keep."""
-        self.first_bases = cycle(range(1, FIRST_BASES + 1))
-        """When the first small base of each shard that opens is due, in parts of the events after which others are."""
+        self.first_bases = cycle(FIRST_BASES)
         self.opened: list[Changelog] = []
         self.closed = threading.Event()
 
@@ -432,7 +434,7 @@ class Changelog:
         since += sum(chunk.encoded().n_events for chunk in self._chunks)
         if size <= SMALL_STATE:
             due = size + LEAST_EVENTS // TILES_PER_EVENT
-            if since >= max(1, due if self._base else due * self._first_base // FIRST_BASES):
+            if since >= max(1, due if self._base else due * self._first_base // 8):
                 self._write_durably()
                 self._roll()
                 number, data = self._files[-1].number, state.to_bytes()
