@@ -53,7 +53,7 @@ from unskew.sinks.ipc import from_ipc, to_ipc
 
 CHUNK_EVENTS = 5_000
 """Another thread makes so many events durable at once, between commits."""
-SOON_EVENTS = 1_000
+SOON_EVENTS = 2_000
 """And so many, when an epoch's end is near, so that few are left to it."""
 APPLIED_AT_ONCE = 100_000
 SMALL_STATE = 50_000

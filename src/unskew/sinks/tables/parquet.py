@@ -66,7 +66,7 @@ AHEAD_CELLS = 1 << 16
 """Once there are so many rows, times columns, they are encoded while the epoch goes on: 4,096 rows of 16 columns."""
 SOON_ROWS = 1 << 10
 """And so many rows, when the epoch's end is near, so that few are left to it."""
-MERGED_BYTES = 1 << 20
+MERGED_BYTES = 1 << 18
 """Rows that came after a file of at most so many bytes ended, near the epoch's end, become one file with its rows."""
 KEPT_PARTS = 8
 """So many epochs may wait to be published; then the flow waits for the disk."""
