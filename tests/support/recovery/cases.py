@@ -77,9 +77,16 @@ class Case(AnyCase):
         return Ordeal(site, self.topologies, seed, self.reference, say=say).kill_again_and_again(self.n_kills)
 
 
+class EarlyCase(Case):
+    """What an epoch brings is encoded and written before its end."""
+
+    site: ClassVar[dict[str, Any]] = {"module": "tests.support.recovery.early"}
+
+
 CASES = {
     "one process": Case(topologies=[ONE], n_kills=7),
     "three shards": Case(topologies=[SHARDED], reference=SHARDED),
+    "encoded early": EarlyCase(topologies=[ONE]),
     "two streams": Case(topologies=[ONE], two_streams=True),
     "two processes apart": Case(topologies=[APART], n_kills=3, across_partitions=False),
     "one, two, one, two processes": Case(topologies=[ONE, CLUSTER, ONE, CLUSTER]),

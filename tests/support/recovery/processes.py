@@ -46,7 +46,7 @@ APART = Topology(
 class Site:
     """Where one deployment lives: servers, the folders below ``root`` and its prefix in Redis.
 
-    ``live``: the topics have no end, and the wall clock moves what brings no records.
+    ``live``: the topics have no end, and the wall clock moves what brings no records. ``module``: what Python runs.
     """
 
     scene: Scene
@@ -56,6 +56,7 @@ class Site:
     prefix: str
     epoch: str = "200ms"
     live: bool = False
+    module: str = "unskew"
 
     @property
     def log(self) -> Path:
@@ -107,7 +108,7 @@ class Life:
             with output.open("wb") as out, output.with_suffix(".err").open("wb") as err:
                 # A session of its own: the whole group can be killed, and nothing else is.
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "unskew", *site.options, *told],
+                    [sys.executable, "-m", site.module, *site.options, *told],
                     stdout=out,
                     stderr=err,
                     start_new_session=True,
