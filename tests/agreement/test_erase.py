@@ -239,7 +239,10 @@ def test_rows_that_only_the_recovery_store_holds_are_published_without_the_entit
     definitions.write_text(DEFINITIONS.format(topic=topic))
     redis.Redis.from_url(bench.redis_url).flushdb()
     pipeline = Pipeline(
-        Outcome(load(definitions), bench.deployment(n_hashes=2, poll_records=20)), definitions, bench.redis_url
+        # So long that all polls of a run are in one epoch.
+        Outcome(load(definitions), bench.deployment(n_hashes=2, poll_records=20, epoch_s=30.0)),
+        definitions,
+        bench.redis_url,
     )
     pipeline.ran()
     bench.append(topic, RECORDS[160:])

@@ -28,6 +28,12 @@ TURNS = 4
 PAUSE_S = 0.1
 """The most that passes between the begin of one call and of the next, so that events are processed in between."""
 
+
+def never() -> bool:
+    """Say that no epoch's end is near, for whoever has no ``Aside``."""
+    return False
+
+
 _log = logging.getLogger("unskew.aside")
 
 

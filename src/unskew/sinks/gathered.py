@@ -4,7 +4,7 @@ Most have a row or two, and there are hundreds of them. They are joined as they 
 which nothing else is done, has few left to join.
 """
 
-from itertools import count
+from itertools import cycle
 
 import polars as pl
 
@@ -15,16 +15,8 @@ AT_ONCE = 16
 FEW_ROWS = 64
 """Frames that have more rows than this on average are left as they are: copying them twice would cost more."""
 
-_numbers = count()
-
-
-def in_turn(n: int) -> int:
-    """Return the numbers from 1 to ``n`` in turn.
-
-    Each of many shards and tables does something at every n-th step. Most of their steps come together, so they begin
-    at different ones, and each step has its part of the work.
-    """
-    return 1 + next(_numbers) % n
+_turns = cycle(range(1, AT_ONCE + 1))
+"""Most steps of shards and tables come together; they begin at different ones, so that each step joins a few."""
 
 
 class Gathered:
@@ -34,7 +26,7 @@ class Gathered:
         self._joined: list[pl.DataFrame] = []
         self._few: list[pl.DataFrame] = []
         self._n_few = 0
-        self._begin = self._room = in_turn(AT_ONCE)
+        self._begin = self._room = next(_turns)
         self.n_rows = 0
 
     def append(self, frame: pl.DataFrame) -> None:

@@ -47,7 +47,7 @@ from unskew.features.kernel.repeats import Repeats
 from unskew.features.plan import ViewPlan
 from unskew.features.shard_state import ShardState
 from unskew.sinks import durable
-from unskew.sinks.aside import Aside
+from unskew.sinks.aside import Aside, never
 from unskew.sinks.gathered import Gathered
 from unskew.sinks.ipc import from_ipc, to_ipc
 
@@ -206,8 +206,8 @@ class Changelogs:
         (self.soon if self._aside is None else self._aside.soon)(call)
 
     def near(self) -> Callable[[], bool]:
-        """Return a function as ``Aside.near`` does; without one, no end is ever near."""
-        return (lambda: False) if self._aside is None else self._aside.near()
+        """Return a function as ``Aside.near`` does."""
+        return never if self._aside is None else self._aside.near()
 
     def aside(self, make: Callable[[], None]) -> bool:
         """Make a base in a separate thread, unless one is being made for another shard; return true if it has begun."""

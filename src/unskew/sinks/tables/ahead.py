@@ -46,7 +46,7 @@ class Ahead:
         self._metadata = metadata
         self.n_rows = 0
         self.is_open = False
-        """Whether rows are in no file that ends, or will once they are encoded."""
+        """Whether the file of the rows added last gets those that are added next too."""
         # Whoever encodes holds it.
         self._encoding = threading.Lock()
         # Rows with the number of the first, or None where a file ends.
@@ -74,11 +74,11 @@ class Ahead:
                 added = self._waiting.popleft()
                 try:
                     if added is None:
-                        self._end_file()
-                        continue
-                    frames, first = added
-                    for piece in self._split(joined(frames), first):
-                        self._encode(piece)
+                        self._finish()
+                    else:
+                        frames, first = added
+                        for piece in self._split(joined(frames), first):
+                            self._encode(piece)
                 except Exception as error:  # noqa: BLE001 - the caller of ``files`` raises it
                     self._fault = error
 
@@ -98,7 +98,7 @@ class Ahead:
 
     def _encode(self, piece: Piece) -> None:
         if self._open is not None and self._open.day != piece.day:
-            self._end_file()
+            self._finish()
         rows = piece.content.to_arrow()
         if self._encodings is None:
             self._encodings = encodings(_in_parquet(rows))
@@ -106,7 +106,7 @@ class Ahead:
             self._open = _Growing(piece, rows.schema.with_metadata(dict(self._metadata)), self._encodings)
         self._open.add(piece.last, rows)
 
-    def _end_file(self) -> None:
+    def _finish(self) -> None:
         if self._open is not None:
             self._files.append(self._open.ended())
             self._open = None

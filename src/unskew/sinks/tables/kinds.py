@@ -173,7 +173,7 @@ class LogTable(_Staged):
         if (
             self._n_waiting >= MOST_WAITING
             or self._waiting[1].n_bytes >= _MOST_BYTES_WAITING
-            or self._table.is_end_near(self._n_waiting)
+            or self._table.is_file_due(self._n_waiting)
         ):
             self._append_waiting()
 

@@ -51,7 +51,7 @@ from unskew.features.registry import describe_one
 from unskew.features.selecting import joined
 from unskew.features.time import DAY_US, day_of
 from unskew.sinks import durable
-from unskew.sinks.aside import Aside
+from unskew.sinks.aside import Aside, never
 from unskew.sinks.gathered import Gathered
 from unskew.sinks.ipc import from_ipc, to_ipc
 from unskew.sinks.objects import ObjectPath
@@ -115,11 +115,9 @@ class _Part:
 
     def saved(self) -> dict[str, Any]:
         described = {"first": self.first, _NEXT: self.next_sequence, "coverage": dict(self.coverage)}
-        if not self.files:
-            return {**described, _ROWS: self.data}
         # A version that expects either files or rows would leave out the files; without ``_ROWS``, it stops.
-        rest = {_REST: self.data} if self.data else {_ROWS: b""}
-        return {**described, _FILES: [tuple(file) for file in self.files], **rest}
+        described[_REST if self.files and self.data else _ROWS] = self.data
+        return {**described, _FILES: [tuple(file) for file in self.files]} if self.files else described
 
     @classmethod
     def of(cls, saved: Mapping[str, Any]) -> "_Part":
@@ -164,10 +162,6 @@ def _size(files: Iterable[Piece]) -> int:
 
 def _read(files: Iterable[Piece]) -> list[pl.DataFrame]:
     return [pl.read_parquet(io.BytesIO(file.content)) for file in files]
-
-
-def _never() -> bool:
-    return False
 
 
 def _as_they_are(rows: pl.DataFrame) -> pl.DataFrame:
@@ -221,7 +215,7 @@ class StagedTable:
         self._first = self._next
         self._coverage = {name: value for name, value in without_rows(saved or {}).items() if name != _NEXT}
         self._aside = aside
-        self._is_end_near = _never if aside is None else aside.near()
+        self._is_end_near = never if aside is None else aside.near()
         self._failed = False
         # Parts that are to be published, the oldest first, and what is before them. Another thread publishes those that
         # are durable, under the lock: it replaces ``_shown`` and then takes the part out, so whoever copies ``_parts``
@@ -259,8 +253,11 @@ class StagedTable:
         """Whether a file of rows since the last snapshot has begun, and gets those that come."""
         return self._ahead.is_open
 
-    def is_end_near(self, n_rows: int) -> bool:
-        """Whether a file should be made now of the rows since the last snapshot, with ``n_rows`` to be appended."""
+    def is_file_due(self, n_rows: int = 0) -> bool:
+        """Whether a file of the rows since the last snapshot should end now, because the epoch's end is near.
+
+        ``n_rows``: so many are about to be appended.
+        """
         enough = self.n_buffered + n_rows >= SOON_ROWS and not self._has_ended
         return enough and self._is_end_near()
 
@@ -290,12 +287,12 @@ class StagedTable:
         self._next = after
         if self._aside is None:
             return
-        if is_end_near := self.is_end_near(0):
-            self._has_ended = True
-        if is_end_near or self._buffered.n_rows * rows.width >= AHEAD_CELLS:
+        is_file_due = self.is_file_due()
+        if is_file_due or self._buffered.n_rows * rows.width >= AHEAD_CELLS:
             self._hand_over()
-            if is_end_near:
+            if is_file_due:
                 self._ahead.end_file()
+                self._has_ended = True
             self._aside.at_once(self._ahead.encode)
 
     def cover(self, coverage: Mapping[str, Any]) -> None:
