@@ -7,6 +7,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import polars as pl
@@ -500,6 +501,76 @@ def test_a_small_base_that_failed_is_tried_again(tmp_path, bases):
 
     assert found[:3] == [0, 0, 0] < [manifest.base]
     assert restored(Changelogs(tmp_path), COUNT, SHARD, manifest)[0].to_bytes() == state.to_bytes()
+
+
+def _held_back(bases: pytest.MonkeyPatch) -> tuple[threading.Event, list[str]]:
+    """Let no base be written until the event is set; the list gets the shards of those that are written."""
+    made, may_write, written = module.write_base, threading.Event(), []
+
+    def write(folder: Path, number: int, *others: Any, **options: Any) -> int | None:
+        assert may_write.wait(60)
+        written.append(f"{folder.name} {number}")
+        return made(folder, number, *others, **options)
+
+    bases.setattr(module, "write_base", write)
+    return may_write, written
+
+
+def test_small_states_wait_to_be_written_only_up_to_a_bound(tmp_path, bases):
+    bases.setattr(module, "TAKEN_BYTES", 1)
+    may_write, written = _held_back(bases)
+    logs = Changelogs(tmp_path)
+    shards = ["h0", "h1"]
+    notes = {shard: Changelog(logs, COUNT, shard, None) for shard in shards}
+    states = {shard: ShardState(COUNT, shard) for shard in shards}
+    for shard in shards:
+        states[shard].apply(_some(0, 50), 50 * SECOND)
+        notes[shard].append(_some(0, 50))
+    named = []
+    for epoch in range(6):
+        manifests = {shard: notes[shard].snapshot(states[shard], 0) for shard in shards}
+        named.append({shard for shard in shards if manifests[shard].base})
+        if epoch == 2:
+            assert written == []
+            may_write.set()
+        if epoch >= 2:
+            _wait(logs)
+    logs.close()
+
+    assert named == [set(), set(), set(), {"h0"}, {"h0", "h1"}, {"h0", "h1"}]
+    assert [one.split()[0] for one in written] == shards
+    for shard in shards:
+        found, _ = restored(Changelogs(tmp_path), COUNT, shard, manifests[shard])
+        assert found.to_bytes() == states[shard].to_bytes()
+
+
+def test_a_base_that_is_finished_within_a_commit_is_not_made_again(tmp_path, bases):
+    may_write, written = _held_back(bases)
+    logs = Changelogs(tmp_path)
+    notes, state = Changelog(logs, COUNT, SHARD, None), ShardState(COUNT, SHARD)
+    finished = threading.Event()
+    adopt = Changelog._adopt
+
+    def adopt_and_wait(self: Changelog) -> None:
+        adopt(self)
+        if self._making:
+            may_write.set()
+            assert finished.wait(60)
+
+    bases.setattr(Changelog, "_adopt", adopt_and_wait)
+    named = set()
+    for epoch in range(6):
+        events = _some(50 * epoch, 50)
+        state.apply(events, 50 * (epoch + 1) * SECOND)
+        notes.append(events)
+        named.add(f"{SHARD} {notes.snapshot(state, 0).base}")
+        logs.soon(finished.set)
+        if epoch:
+            _wait(logs)
+    logs.close()
+
+    assert len(written) > 2
+    assert set(written[:-1]) <= named
 
 
 def test_the_first_bases_of_shards_are_made_at_the_ends_of_different_epochs(tmp_path, monkeypatch):

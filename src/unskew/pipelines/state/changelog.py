@@ -57,7 +57,9 @@ SOON_EVENTS = 2_000
 """And so many, when an epoch's end is near, so that few are left to it."""
 APPLIED_AT_ONCE = 100_000
 SMALL_STATE = 50_000
-"""The base of a state of at most so many entities, tiles and items is made within a commit, in milliseconds."""
+"""The bytes of a state of at most so many entities, tiles and items are taken within a commit, in milliseconds."""
+TAKEN_BYTES = 1 << 26
+"""Once so many of them wait to be written, the bases of other shards wait for a later epoch's end."""
 FIRST_BASES = (8, 4, 6, 2, 7, 3, 5, 1)
 """In eighths of the events after which others are: when the first small bases of successive shards are due.
 
@@ -189,6 +191,9 @@ class Changelogs:
         self.n_kept = 0
         """The number of bytes of events that the manifests keep."""
         self.first_bases = cycle(FIRST_BASES)
+        # The bytes of small states that wait to be written; other threads write them.
+        self._n_taken = 0
+        self._counting = threading.Lock()
         self.opened: list[Changelog] = []
         self.closed = threading.Event()
 
@@ -242,6 +247,16 @@ class Changelogs:
                 "events stay on the disk, and a start takes longer; give it more memory",
                 error,
             )
+
+    @property
+    def may_take(self) -> bool:
+        """Whether the bytes of another small state may wait to be written."""
+        return self._n_taken < TAKEN_BYTES
+
+    def take(self, n_bytes: int) -> None:
+        """Count bytes of a small state that begin to wait; negative if they no longer do."""
+        with self._counting:
+            self._n_taken += n_bytes
 
     def note_size(self, folder: Path, n_bytes: int, n_kept: int) -> None:
         self._sizes[folder] = n_bytes
@@ -426,7 +441,8 @@ class Changelog:
     def _rebase_if_due(self, state: ShardState, dropped: int) -> None:
         if self._current is not None and self._current.n_bytes >= LONGEST_FILE_BYTES:
             self._roll()
-        if self._making:
+        # In this order: a base may be finished meanwhile.
+        if self._making or self._made is not None:
             return
         size = len(state) + state.n_tiles + state.n_items
         since = sum(file.n_events for file in self._files if file.number > self._base)
@@ -434,12 +450,13 @@ class Changelog:
         since += sum(chunk.encoded().n_events for chunk in self._chunks)
         if size <= SMALL_STATE:
             due = size + LEAST_EVENTS // TILES_PER_EVENT
-            if since >= max(1, due if self._base else due * self._first_base // 8):
+            if since >= max(1, due if self._base else due * self._first_base // 8) and self._all.may_take:
                 self._write_durably()
                 self._roll()
                 number, data = self._files[-1].number, state.to_bytes()
+                self._all.take(len(data))
                 self._making = True
-                self._all.after_the_end(lambda: self._make_base(number, lambda: self._write_base(number, [data])))
+                self._all.after_the_end(lambda: self._make_base(number, lambda: self._write_taken(number, data)))
             return
         if since < max(LEAST_EVENTS, size // TILES_PER_EVENT):
             return
@@ -460,6 +477,12 @@ class Changelog:
         n_bytes = self._write_base(number, state.to_pieces(), pause_s=PAUSE_S)
         state.dissolve()
         return n_bytes
+
+    def _write_taken(self, number: int, data: bytes) -> int | None:
+        try:
+            return self._write_base(number, [data])
+        finally:
+            self._all.take(-len(data))
 
     def _write_base(self, number: int, pieces: Iterable[Data], pause_s: float = 0.0) -> int | None:
         return write_base(self.folder, number, pieces, self._all.closed, self._all.still_ours, pause_s=pause_s)
