@@ -29,6 +29,7 @@ from unskew.offline.compaction import Limits, archive_tables, compact, dead_lett
 from unskew.pipelines.deployment import owner_of
 from unskew.pipelines.history.ahead import Ahead, backfill_ahead
 from unskew.pipelines.run import run
+from unskew.pipelines.state import changelog, ordering
 from unskew.pipelines.state.folder import RECOVERY
 from unskew.pipelines.state.saved import read_saved
 from unskew.sinks.aside import Aside
@@ -63,8 +64,13 @@ visits = FeatureView(
 LATER = """
 later = FeatureView("later", entity=user, stream=stream, owner="tests", features=features[:3])
 """
-GONE = "user 3%"
-RECORDS = history(240, seed=29, n_users=6, n_partitions=2)
+# Polars keeps texts of more than twelve bytes apart from the rows, also those of rows that were filtered out.
+GONE = "user 3% with a long name"
+QUOTED = quote(GONE, safe="")
+RECORDS = [
+    replace(one, user=GONE) if one.user == "user 3%" else one
+    for one in history(240, seed=29, n_users=6, n_partitions=2)
+]
 
 
 @dataclass
@@ -116,7 +122,7 @@ class Pipeline:
         others = {name: rows.filter(~is_theirs(rows)) for name, rows in logs.items()}
         client = redis.Redis.from_url(self.redis_url, decode_responses=True)
         prefix = self.outcome.deployment.prefix
-        served = {key: client.hgetall(key) for key in client.scan_iter(f"{prefix}:*@*") if "user%203%25" not in key}
+        served = {key: client.hgetall(key) for key in client.scan_iter(f"{prefix}:*@*") if QUOTED not in key}
         return {**{name: rows.to_dict(as_series=False) for name, rows in others.items()}, "served": served}
 
 
@@ -143,18 +149,25 @@ def traces(pipeline: Pipeline) -> list[str]:
                 duckdb.connect().execute(f"{query} WHERE contains(row, $1) OR contains(row, $2)", wanted).fetchone()
             )
             found += [str(path)] * (n_rows != (0,))
-        elif any(form in path.read_bytes() for form in (GONE.encode(), b"user%203%25")):
+        elif any(form in path.read_bytes() for form in (GONE.encode(), QUOTED.encode())):
             found.append(str(path))
     client = redis.Redis.from_url(pipeline.redis_url)
     for key in client.scan_iter():
         octets = key + b"".join(sum(client.hgetall(key).items(), ())) if client.type(key) == b"hash" else key
-        found += [str(key)] * (b"user%203%25" in octets or GONE.encode() in octets)
+        found += [str(key)] * (QUOTED.encode() in octets or GONE.encode() in octets)
     return found
 
 
 @pytest.fixture
 def pipeline(bench: Bench) -> Pipeline:
-    """Records of six users, in files small and merged, with superseded ones, dead letters, and seeds of a new view."""
+    return _pipeline(bench)
+
+
+def _pipeline(bench: Bench) -> Pipeline:
+    """Return a pipeline with records of six users.
+
+    They are in files small and merged, with superseded ones, in dead letters, and in seeds of a new view.
+    """
     topic = bench.produce(RECORDS[:160], n_partitions=2)
     definitions = bench.root / "definitions.py"
     definitions.write_text(DEFINITIONS.format(topic=topic))
@@ -184,12 +197,12 @@ def pipeline(bench: Bench) -> Pipeline:
 def test_nothing_of_the_entity_is_left_and_all_others_are_as_before(bench: Bench, pipeline: Pipeline) -> None:
     other = pipeline.redis_url
     client = redis.Redis.from_url(other)
-    client.hset("live:by_user@1:{user%203%25}", "n", 1)
+    client.hset(f"live:by_user@1:{{{QUOTED}}}", "n", 1)
     client.hset("live:by_item@1:{3}", "n", 1)
     sample = pipeline.outcome.deployment.log / "_served" / "served-1-1-1.jsonl"
     sample.parent.mkdir()
     line = '{"view": "by_user@1", "key": "%s", "as_of": 1, "values": {}}\n'
-    sample.write_text(line % "user%203%25" + line % "user%201%25" + '{"view": "by_u')
+    sample.write_text(line % QUOTED + line % "user%201%25" + '{"view": "by_u')
     before, archived = pipeline.content(), pipeline.outcome.archive()
     assert len(traces(pipeline)) > 15
 
@@ -223,6 +236,23 @@ def test_nothing_of_the_entity_is_left_and_all_others_are_as_before(bench: Bench
     report = compact(table, Limits(min_files=2, grace_s=0.0), now_s=2e9)
     assert report.faults == ()
     assert pipeline.audited() == []
+
+
+def test_files_with_texts_of_rows_that_were_filtered_out_are_written_anew(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an earlier version wrote them: also in shards that the entity is not in."""
+    with monkeypatch.context() as earlier:
+        for one in (changelog, ordering):
+            earlier.setattr(one, "own_texts", lambda frame: frame)
+        pipeline = _pipeline(bench)
+    before = pipeline.content()
+
+    erased = pipeline.erase(GONE)
+
+    assert erased.exit_code == 0, erased.output
+    assert traces(pipeline) == []
+    assert pipeline.content() == before
 
 
 @pytest.mark.parametrize("way", ["rows", "files", "a file and rows"])

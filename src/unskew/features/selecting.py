@@ -35,6 +35,21 @@ def gathered(frame: pl.DataFrame, places: npt.NDArray[np.int64]) -> pl.DataFrame
     return frame[pl.Series(places.astype(np.uint32))]
 
 
+def own_texts(frame: pl.DataFrame) -> pl.DataFrame:
+    """Return the same rows, without a trace of others in memory.
+
+    Polars keeps the bytes of texts when their rows are filtered out, and writes them to Arrow IPC. Columns of lists and
+    maps are left as they are.
+    """
+    oldest = pl.CompatLevel.oldest()
+    return framed(
+        [
+            pl.Series(column.name, column.to_arrow(compat_level=oldest)) if column.dtype == pl.String else column
+            for column in frame.get_columns()
+        ]
+    )
+
+
 def joined(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
     """Return the rows of frames with equal columns, at least one frame, as one frame in one piece.
 

@@ -32,7 +32,7 @@ import polars as pl
 from unskew.features.errors import LayoutError, RequestError
 from unskew.features.keys import OneEntity
 from unskew.features.plan import Plan, ViewPlan
-from unskew.pipelines.state.changelog import REMEDY, Changelog, Changelogs, Manifest, read_base, remove
+from unskew.pipelines.state.changelog import REMEDY, Changelog, Changelogs, Manifest, events_name, read_base, remove
 from unskew.pipelines.state.folder import (
     BATCH,
     CHANGELOG,
@@ -157,14 +157,14 @@ def _erase_shards(
                     continue
                 # Cuts off what was written after the last durable epoch, as the next start would.
                 Changelog(changelogs, view, shard["shard"], _manifest(shard))
-                if not one.is_in(view.entity) or not _holds(changelogs, view, shard, one):
+                if not _holds(changelogs, view, shard, one) and not _mentioned(changelogs, view, shard, one):
                     continue
                 report(f"state {view.id}/{shard['shard']}")
                 changed[view.id, shard["shard"]], settle = _without(changelogs, view, shard, one)
                 settles.append(settle)
             n_found += len(changed)
             still_ours()
-            searched = {view.id for view in views.values() if one.is_in(view.entity)}
+            searched = {view.id for view in views.values() if one.is_in(view.entity)} | {place[0] for place in changed}
             _replace(state / RECOVERY, saved, changed, set(views), searched)
             for settle in settles:
                 settle()
@@ -225,7 +225,7 @@ def search_state(
         for shard in (*shards, *seeded):
             view = of_folder.get(shard["view"])
             report(f"state {shard['view']}/{shard['shard']}")
-            if view is None or (one.is_in(view.entity) and _holds(changelogs, view, shard, one)):
+            if view is None or _holds(changelogs, view, shard, one):
                 found.append(f"{shard['view']}/{shard['shard']}")
         found += [f"{folder / BACKFILL / view_id}" for view_id in set(Seeds(folder).views()) - of_folder.keys()]
     n_files = n_bytes = 0
@@ -289,6 +289,8 @@ def _manifest(shard: Mapping[str, Any]) -> Manifest:
 
 def _holds(changelogs: Changelogs, view: ViewPlan, shard: Mapping[str, Any], one: OneEntity) -> bool:
     """Return whether any file or part of a saved shard holds the entity, also if its values are over."""
+    if not one.is_in(view.entity):
+        return False
 
     def among(events: pl.DataFrame) -> bool:
         return bool(one.among(events["key"], view.entity).any())
@@ -302,12 +304,28 @@ def _holds(changelogs: Changelogs, view: ViewPlan, shard: Mapping[str, Any], one
     return state.any_of(lambda keys: one.among(keys, view.entity))
 
 
+def _mentioned(changelogs: Changelogs, view: ViewPlan, shard: Mapping[str, Any], one: OneEntity) -> bool:
+    """Return whether the events of a saved shard have the bytes of the key anywhere.
+
+    An earlier version wrote texts of rows that had been filtered out, for example because they belong to another shard.
+    Those that are written anew have none.
+    """
+    octets = one.key.encode()
+    manifest = _manifest(shard)
+    folder = changelogs.folder(view, shard["shard"])
+    return len(octets) >= DISTINCT_BYTES and (
+        (manifest.kept is not None and octets in manifest.kept.data)
+        or any(_mentions(folder / events_name(file.number), octets) for file in manifest.events)
+    )
+
+
 def _without(
     changelogs: Changelogs, view: ViewPlan, saved: Mapping[str, Any], one: OneEntity
 ) -> tuple[Mapping[str, Any], Callable[[], None]]:
     """Write a shard without the entity; return what to save, and what to call once that is durable."""
     shard = Shard.from_snapshot(view, Siblings(), changelogs, saved, WholeState)
-    shard.forget(lambda keys: one.among(keys, view.entity))
+    if one.is_in(view.entity):
+        shard.forget(lambda keys: one.among(keys, view.entity))
     kept = shard.changelog
     assert isinstance(kept, WholeState)
     return {**saved, **shard.to_snapshot()}, kept.settle
@@ -394,10 +412,9 @@ def _erase_seeds(
     seeds, n_found = Seeds(folder), 0
     for view_id in seeds.views():
         view = views[view_id]
-        if not one.is_in(view.entity):
-            continue
         for name, seed in list(_seeds(folder, view)):
-            if _holds(changelogs, view, seed.snapshot, one):
+            held = _holds(changelogs, view, seed.snapshot, one)
+            if held or _mentioned(changelogs, view, seed.snapshot, one):
                 snapshot, settle = _without(changelogs, view, seed.snapshot, one)
                 seeds.write(view, name, msgspec.structs.replace(seed, snapshot=dict(snapshot)), still_ours)
                 settle()

@@ -573,6 +573,23 @@ def test_a_base_that_is_finished_within_a_commit_is_not_made_again(tmp_path, bas
     assert set(written[:-1]) <= named
 
 
+@pytest.mark.parametrize("kept_bytes", [0, 1 << 20])
+def test_texts_of_events_that_were_filtered_out_are_not_written(tmp_path, kept_bytes):
+    logs = Changelogs(tmp_path, kept_bytes=kept_bytes)
+    notes, state = Changelog(logs, COUNT, SHARD, None), ShardState(COUNT, SHARD)
+    names = [f"a user with a long name {number:02}" for number in range(40)]
+    mixed = _some(0, 40).with_columns(key=pl.Series(names))
+    mine = mixed.filter(pl.int_range(pl.len()) % 3 > 0)
+    state.apply(mine, 40 * SECOND)
+    notes.append(mine)
+
+    manifest = notes.snapshot(state, 0)
+    logs.close()
+
+    written = b"".join(path.read_bytes() for path in _files(tmp_path)) if not kept_bytes else manifest.kept.data
+    assert {name for name in names if name.encode() in written} == set(mine["key"])
+
+
 def test_the_first_bases_of_shards_are_made_at_the_ends_of_different_epochs(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "LEAST_EVENTS", 800 * module.TILES_PER_EVENT)
     logs = Changelogs(tmp_path)

@@ -45,6 +45,7 @@ import polars as pl
 from unskew.features.errors import LayoutError, StoreUnavailable
 from unskew.features.kernel.repeats import Repeats
 from unskew.features.plan import ViewPlan
+from unskew.features.selecting import joined, own_texts
 from unskew.features.shard_state import ShardState
 from unskew.sinks import durable
 from unskew.sinks.aside import Aside, never
@@ -689,7 +690,7 @@ class _Chunk:
 
 def encoded(frames: Sequence[pl.DataFrame]) -> Kept:
     """Return events as a record of a file; no frame is empty."""
-    body = to_ipc(frames)
+    body = to_ipc([own_texts(joined(frames))])
     n_events = sum(frame.height for frame in frames)
     return Kept(_HEAD.pack(len(body), zlib.crc32(body)) + body, n_events, int(frames[-1].item(-1, "arrival")))
 

@@ -14,7 +14,7 @@ from unskew.features.events import Events
 from unskew.features.kernel.directory import Directories, Directory
 from unskew.features.kernel.repeats import Repeats
 from unskew.features.plan import ViewPlan
-from unskew.features.selecting import joined
+from unskew.features.selecting import joined, own_texts
 from unskew.features.shard_state import ShardState
 from unskew.features.updates import NothingToCome, Updates
 from unskew.pipelines.state.changelog import Changelog, Changelogs, Manifest, restored
@@ -300,7 +300,7 @@ class Shard:
             "changelog": self.changelog.snapshot(self.state, self.dropped).to_bytes(),
             "clocks": dict(self._waiting.clocks),
             "ended": sorted(self._waiting.ended),
-            "waiting": b"" if waiting is None else to_ipc([waiting]),
+            "waiting": b"" if waiting is None else to_ipc([own_texts(waiting)]),
             "begins": (self._beginning.first_us, self._beginning.missed_us),
         }
 
