@@ -197,6 +197,19 @@ def test_a_lease_that_its_process_died_while_writing_is_removed(tmp_path: Path) 
     lease.release()
 
 
+def test_who_was_taken_over_by_a_process_that_has_ended_hears_that_the_folder_may_be_whole(tmp_path: Path) -> None:
+    root = tmp_path / "log"
+    root.mkdir()
+    stood_still = taken(root, "a")
+    for path in (root / LEASES).glob("*.json"):
+        path.unlink()
+    taken(root, "a").release()
+
+    with pytest.raises(LayoutError, match=r"another process has taken it over and ended.*all there, start again"):
+        stood_still.check()
+    stood_still.release()
+
+
 @pytest.mark.parametrize("how", ["deleted", "moved", "deleted and made again"])
 def test_who_lost_the_folder_itself_hears_that_and_not_that_another_took_over(tmp_path: Path, how: str) -> None:
     root = tmp_path / "log"

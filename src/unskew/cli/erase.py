@@ -199,8 +199,8 @@ def erase(
 
 
 _WHY = (
-    "a view of another entity stores the key as a value. Give that view a new version without it, restart the pipeline, purge "
-    "the old version, and erase again"
+    "a view of another entity stores the key as a value, or the event_id of its stream contains the key. Give that view a new "
+    "version without it, restart the pipeline, purge the old version, and erase again"
 )
 
 

@@ -156,10 +156,13 @@ class Lease:
             # The disk is away; the next write reports that, and waits.
             return
         if not held and not self._path.parent.is_dir():
+            # Who gives a lease back removes the folder of leases too.
+            ended = ", or another process has taken it over and ended" if self.root.is_dir() else ""
+            intact = "If its files are all there, start again. Otherwise b" if ended else "B"
             raise LayoutError(
-                f"{self.root} was deleted, moved or unmounted while this process wrote there, so this one stops. Bring "
-                f"the folder back as it was, or restore all four folders from one backup, and start again; name another "
-                f"{self._option} only to start over"
+                f"{self.root} was deleted, moved or unmounted while this process wrote there{ended}, so this one stops. "
+                f"{intact}ring the folder back as it was, or restore all four folders from one backup, and start again; "
+                f"name another {self._option} only to start over"
             )
         if not held:
             raise LayoutError(
