@@ -8,6 +8,8 @@ import polars as pl
 
 FEW_ROWS = 20_000
 """With fewer rows, handing expressions to Polars' threads costs more than it saves."""
+_VIEWS, _OFFSETS = pl.CompatLevel.newest(), pl.CompatLevel.oldest()
+"""Texts as views into buffers, which other rows may share, or one after the other in a buffer of their own."""
 
 
 def select(frame: pl.DataFrame, expressions: pl.Expr | Iterable[pl.Expr]) -> pl.DataFrame:
@@ -41,13 +43,14 @@ def own_texts(frame: pl.DataFrame) -> pl.DataFrame:
     Polars keeps the bytes of texts when their rows are filtered out, and writes them to Arrow IPC. Columns of lists and
     maps are left as they are.
     """
-    oldest = pl.CompatLevel.oldest()
-    return framed(
-        [
-            pl.Series(column.name, column.to_arrow(compat_level=oldest)) if column.dtype == pl.String else column
-            for column in frame.get_columns()
-        ]
-    )
+    columns = frame.get_columns()
+    has_changed = False
+    for place, column in enumerate(columns):
+        # Two buffers, validity and views, hold all of a column with no text of more than twelve bytes.
+        if column.dtype == pl.String and len(column.to_arrow(compat_level=_VIEWS).buffers()) > 2:
+            columns[place] = pl.Series(column.name, column.to_arrow(compat_level=_OFFSETS))
+            has_changed = True
+    return framed(columns) if has_changed else frame
 
 
 def joined(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
