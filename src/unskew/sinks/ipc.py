@@ -21,7 +21,8 @@ _FILE = b"ARROW1"
 def to_ipc(frames: Sequence[pl.DataFrame]) -> bytes:
     """Return the rows of frames with equal columns, in their order, at least one frame.
 
-    A frame with lists or maps of texts must not be a part of a larger one: Polars writes the texts of all its rows.
+    A frame with lists or maps of texts must not be a part of a larger one: Polars writes the texts of all its rows. Of
+    texts it may write those of rows that were filtered out; ``own_texts`` leaves them out.
     """
     buffer = io.BytesIO()
     # In one piece, because each one would be a message with all columns.
