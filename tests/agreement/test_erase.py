@@ -5,6 +5,7 @@ import json
 import pickle
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from urllib.parse import quote
 import duckdb
 import fastavro
 import polars as pl
+import pyarrow as pa
 import pytest
 import redis
 from click.testing import CliRunner, Result
@@ -30,8 +32,10 @@ from unskew.pipelines.deployment import owner_of
 from unskew.pipelines.history.ahead import Ahead, backfill_ahead
 from unskew.pipelines.run import run
 from unskew.pipelines.state import changelog, ordering
+from unskew.pipelines.state.changelog import Manifest
 from unskew.pipelines.state.folder import RECOVERY
 from unskew.pipelines.state.saved import read_saved
+from unskew.sinks import ipc
 from unskew.sinks.aside import Aside
 from unskew.sinks.lease import Lease
 from unskew.sinks.tables import parquet
@@ -238,20 +242,42 @@ def test_nothing_of_the_entity_is_left_and_all_others_are_as_before(bench: Bench
     assert pipeline.audited() == []
 
 
+def texts_of_events(pipeline: Pipeline) -> bytes:
+    """Return what the buffers of all events in the state hold, also of those that are compressed."""
+    state = Path(pipeline.outcome.deployment.state)
+    kept = [Manifest.from_bytes(one["changelog"]).kept for one in read_saved(state / RECOVERY, {}).shards]
+    records = [path.read_bytes() for path in sorted(state.rglob("*.events"))]
+    records += [one.data for one in kept if one is not None]
+    found = []
+    for data in records:
+        at = 0
+        while at < len(data):
+            (length,) = struct.unpack_from("<I", data, at)
+            events = pa.ipc.open_stream(data[at + 8 : at + 8 + length]).read_all()
+            at += 8 + length
+            buffers = [held for column in events.columns for chunk in column.chunks for held in chunk.buffers()]
+            found += [held.to_pybytes() for held in buffers if held is not None]
+    return b" ".join(found)
+
+
+@pytest.mark.parametrize("compressed_from", [1, 1 << 16])
 def test_files_with_texts_of_rows_that_were_filtered_out_are_written_anew(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, compressed_from: int
 ) -> None:
     """As an earlier version wrote them: also in shards that the entity is not in."""
+    monkeypatch.setattr(ipc, "COMPRESSED_FROM", compressed_from)
     with monkeypatch.context() as earlier:
         for one in (changelog, ordering):
             earlier.setattr(one, "own_texts", lambda frame: frame)
         pipeline = _pipeline(bench)
     before = pipeline.content()
+    assert QUOTED.encode() in texts_of_events(pipeline)
 
     erased = pipeline.erase(GONE)
 
     assert erased.exit_code == 0, erased.output
     assert traces(pipeline) == []
+    assert QUOTED.encode() not in texts_of_events(pipeline)
     assert pipeline.content() == before
 
 

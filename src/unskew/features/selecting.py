@@ -53,6 +53,11 @@ def own_texts(frame: pl.DataFrame) -> pl.DataFrame:
     return framed(columns) if has_changed else frame
 
 
+def bytes_of_texts(column: pl.Series) -> list[bytes]:
+    """Return all bytes that a column of texts has in memory, also those of rows that were filtered out."""
+    return [held.to_pybytes() for held in column.to_arrow(compat_level=_VIEWS).buffers() if held is not None]
+
+
 def joined(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
     """Return the rows of frames with equal columns, at least one frame, as one frame in one piece.
 

@@ -32,7 +32,8 @@ import polars as pl
 from unskew.features.errors import LayoutError, RequestError
 from unskew.features.keys import OneEntity
 from unskew.features.plan import Plan, ViewPlan
-from unskew.pipelines.state.changelog import REMEDY, Changelog, Changelogs, Manifest, events_name, read_base, remove
+from unskew.features.selecting import bytes_of_texts
+from unskew.pipelines.state.changelog import REMEDY, Changelog, Changelogs, Manifest, read_base, remove
 from unskew.pipelines.state.folder import (
     BATCH,
     CHANGELOG,
@@ -311,11 +312,11 @@ def _mentioned(changelogs: Changelogs, view: ViewPlan, shard: Mapping[str, Any],
     Those that are written anew have none.
     """
     octets = one.key.encode()
-    manifest = _manifest(shard)
-    folder = changelogs.folder(view, shard["shard"])
-    return len(octets) >= DISTINCT_BYTES and (
-        (manifest.kept is not None and octets in manifest.kept.data)
-        or any(_mentions(folder / events_name(file.number), octets) for file in manifest.events)
+    return len(octets) >= DISTINCT_BYTES and any(
+        octets in held
+        for events in changelogs.events(view, shard["shard"], _manifest(shard))
+        for column in events.select(pl.col(pl.String)).get_columns()
+        for held in bytes_of_texts(column)
     )
 
 
